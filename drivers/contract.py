@@ -1,0 +1,48 @@
+"""The contract of a driver: bytes in, items out; no clock, socket, thread, logger or file.
+
+A decoder never raises on input. What it does not understand becomes `Reject(reason, size)` and it resynchronises at
+the next frame; internal buffers are capped. Items are handled in order, so a `Reply` yielded last with `after_commit`
+leaves only after what precedes it is durable. Vendor "no value" codes and vendor units end in the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from edge_agent.records import Chunk, Item
+
+
+class Decoder(Protocol):
+    """State of one conversation with one device."""
+
+    def feed(self, chunk: Chunk) -> Iterable[Item]:
+        """Items that these bytes complete, in order. A list or tuple, never lazy: state is final on return."""
+
+    def tick(self, at_ns: int) -> Iterable[Item]:
+        """Items that the passing of time produces: handshakes, polls, keep-alives, frames ended by silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """One row of the registry."""
+
+    name: str
+    decoder: Callable[..., Decoder]  # called with the [source.options] of the configuration as keywords
+    links: frozenset[str]  # kinds of link it speaks over: serial, tcp, mllp, udp, ble, file, none
+    emits: tuple[str, ...]  # names of terms
+    silence_s: float  # without any item for so long, the source is silent
+    evidence: str  # honestly, how it was verified
+    options: tuple[str, ...] = ()  # keywords that `decoder` accepts
+    channels: tuple[str, ...] = ()  # BLE characteristics to subscribe to or read, as the link names them
+    per_channel: bool = False  # one decoder for each channel (TCP peers) instead of one for the source
+    poll_s: float | None = None  # how often `tick` wants to be called; None: once a second
+
+
+def hex_uuid(uuid: str) -> str:
+    """A BLE characteristic as the decoders name it: 4 hex digits for a 16-bit UUID, else the full UUID, lower case."""
+    lower = uuid.lower()
+    if lower.endswith("-0000-1000-8000-00805f9b34fb") and lower.startswith("0000"):
+        return lower[4:8]
+    return lower

@@ -1,0 +1,297 @@
+"""What the hospital sets: one TOML file, checked whole before anything starts.
+
+An unknown key is an error. Every error names file, line and key, and says what to do. Secrets are never in this file:
+it names the files or systemd credentials that hold them. Every key is documented in docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Key = tuple[str | int, ...]
+
+EXIT_CONFIG = 78  # sysexits.h EX_CONFIG
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; `str` is what the person reads: file, line, key, reason, what to do."""
+
+    def __init__(self, path: Path, line: int | None, key: str, reason: str, remedy: str = "") -> None:
+        self.path, self.line, self.key, self.reason, self.remedy = path, line, key, reason, remedy
+        where = f"{path}:{line}" if line is not None else str(path)
+        text = f"{where}: {key}: {reason}" if key else f"{where}: {reason}"
+        super().__init__(f"{text}\n  {remedy}" if remedy else text)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class Gateway(_Section):
+    """Who this gateway is and where it keeps its files."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    data_dir: Path
+    presets: tuple[Path, ...] = ()  # site presets, beside the built-in ones; relative to the configuration file
+
+
+class Control(_Section):
+    """The Unix socket of operators' commands, and who may do what through it."""
+
+    socket: Path = Path("/run/edge-agent/control.sock")
+    nurse_group: str = ""  # members may acknowledge and pause; root and the agent's own user may do everything
+    biomed_group: str = ""  # members may also admit, discharge, reset and run self-tests
+
+
+class Bed(_Section):
+    """One bed: its name, its alarm preset and the label under which HL7 senders know it."""
+
+    id: str = Field(pattern=r"^[^\x00-\x1f]{1,64}$")
+    preset: str = "adult"
+    location: str = ""  # matches HL7 PV1-3; empty components are wildcards
+    latching: bool | None = None  # overrides the preset's default for physiological alarms
+
+
+class Source(_Section):
+    """One device or one network of devices: a driver and the link it is reached by."""
+
+    driver: str
+    link: str
+    bed: str = ""  # the bed of everything from this source; empty: told apart by location
+    name: str = ""
+    options: dict[str, Any] = {}  # keywords of the driver
+    capture: Path | None = None  # everything received is also written to this file
+    silence_s: float | None = Field(default=None, gt=0, le=3600)  # overrides the driver's freshness deadline
+
+
+class Annunciator(_Section):
+    """One output for alarm signals."""
+
+    kind: Literal["gpio", "record", "console"]
+    bed: str = ""  # signals of this bed only; empty: the highest of all beds
+    chip: str = ""  # gpio: label of the chip, never its number
+    buzzer: int | str | None = None  # gpio: line offset or line name
+    red: int | str | None = None
+    yellow: int | str | None = None
+    cyan: int | str | None = None
+    active_low: bool = False
+    path: Path | None = None  # record: file that gets one JSON line for every output edge
+
+    @model_validator(mode="after")
+    def _complete(self) -> Annunciator:
+        if self.kind == "gpio" and not self.chip:
+            raise ValueError("a gpio annunciator needs `chip`, the label that gpiodetect shows in brackets")
+        if self.kind == "gpio" and all(line is None for line in (self.buzzer, self.red, self.yellow, self.cyan)):
+            raise ValueError("a gpio annunciator needs at least one of buzzer, red, yellow, cyan")
+        if self.kind == "record" and self.path is None:
+            raise ValueError("a record annunciator needs `path`")
+        return self
+
+
+class Alarms(_Section):
+    """Alarm behaviour that the responsible organisation sets for all beds."""
+
+    audio_pause_s: int = Field(default=120, ge=1, le=180)
+    reminder_s: int = Field(default=180, ge=30, le=600)
+
+
+class Buffer(_Section):
+    """Size and rhythm of the sealed buffer."""
+
+    quota_mb: int = Field(default=2048, ge=1)
+    max_age_h: float = Field(default=168.0, gt=0)
+    commit_ms: int = Field(default=250, ge=1, le=5000)
+    pending_mb: int = Field(default=32, ge=1)  # in memory, while the disk does not answer
+    key: str = "credential:edge-agent.kek"  # credential:NAME (systemd) or file:PATH (mode 0400)
+
+    @field_validator("key")
+    @classmethod
+    def _provider(cls, value: str) -> str:
+        provider, _, rest = value.partition(":")
+        if provider not in ("credential", "file") or not rest:
+            raise ValueError("write credential:NAME for a systemd credential or file:PATH for a key file of mode 0400")
+        return value
+
+
+class Kafka(_Section):
+    """The brokers that records are forwarded to."""
+
+    bootstrap: str = Field(min_length=1)
+    security: Literal["plaintext", "tls", "mtls", "sasl_tls", "sasl_plaintext"] = "mtls"
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str = ""
+    sasl_password: str = ""  # credential:NAME or file:PATH, never the password itself
+    topic_prefix: str = Field(default="bedside", pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    options: dict[str, str | int | bool] = {}  # passed through to librdkafka
+
+    @model_validator(mode="after")
+    def _complete(self) -> Kafka:
+        if self.security == "mtls" and not (self.ca and self.certificate and self.private_key):
+            raise ValueError('security "mtls" needs ca, certificate and private_key (paths of PEM files)')
+        if self.security in ("tls", "sasl_tls") and not self.ca:
+            raise ValueError(f'security "{self.security}" needs ca (path of a PEM file)')
+        if self.security.startswith("sasl"):
+            if not (self.sasl_username and self.sasl_password):
+                raise ValueError(f'security "{self.security}" needs sasl_username and sasl_password')
+            if not self.sasl_password.startswith(("credential:", "file:")):
+                raise ValueError("sasl_password names a secret: write credential:NAME or file:PATH")
+        return self
+
+
+class Cloud(_Section):
+    """Where cloud-sync forwards to."""
+
+    kafka: Kafka | None = None
+
+
+class Config(_Section):
+    """The whole file."""
+
+    gateway: Gateway
+    control: Control = Control()
+    bed: tuple[Bed, ...] = Field(min_length=1)
+    source: tuple[Source, ...] = ()
+    annunciator: tuple[Annunciator, ...] = ()
+    alarms: Alarms = Alarms()
+    buffer: Buffer = Buffer()
+    cloud: Cloud = Cloud()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A valid configuration with the place of every key, for errors that are found later in the check."""
+
+    config: Config
+    path: Path
+    lines: dict[Key, int]
+
+    def error(self, key: Key, reason: str, remedy: str = "") -> ConfigError:
+        """A ConfigError at `key`, or at the nearest table around it that the file states."""
+        return ConfigError(self.path, nearest_line(self.lines, key), dotted(key), reason, remedy)
+
+    def resolve(self, path: Path) -> Path:
+        """A path of the configuration; a relative one starts at the configuration file's folder."""
+        return path if path.is_absolute() else self.path.parent / path
+
+
+def load(path: Path) -> Loaded:
+    """The configuration in `path`.
+
+    Raises: ConfigError for a file that cannot be read, is not TOML, or does not hold what it should.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, None, "", f"cannot be read: {error}", "give the path of a UTF-8 TOML file") from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"line (\d+)", str(error))
+        raise ConfigError(path, int(found[1]) if found else None, "", f"not valid TOML: {error}") from error
+    lines = key_lines(text)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise _first_error(path, lines, error) from error
+    loaded = Loaded(config, path, lines)
+    _check_references(loaded)
+    return loaded
+
+
+def _first_error(path: Path, lines: dict[Key, int], error: ValidationError) -> ConfigError:
+    found = error.errors()
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+    key: Key = tuple(first["loc"])
+    reason, remedy = first["msg"].removeprefix("Value error, "), ""
+    if first["type"] == "extra_forbidden":
+        reason, remedy = "unknown key", "remove it or correct its spelling; docs/configuration.md lists the keys"
+    elif first["type"] == "missing":
+        reason, remedy = "missing", "add it; docs/configuration.md says what it means"
+    elif len(found) > 1:
+        remedy = f"and {len(found) - 1} more; correct this one first"
+    return ConfigError(path, nearest_line(lines, key), dotted(key), reason, remedy)
+
+
+def _check_references(loaded: Loaded) -> None:
+    config = loaded.config
+    beds: dict[str, int] = {}
+    for index, bed in enumerate(config.bed):
+        if bed.id in beds:
+            raise loaded.error(("bed", index, "id"), f"bed {bed.id!r} stands twice", "give every bed an id of its own")
+        beds[bed.id] = index
+    locations: dict[str, str] = {}
+    for index, bed in enumerate(config.bed):
+        if bed.location and bed.location in locations:
+            raise loaded.error(
+                ("bed", index, "location"),
+                f"location {bed.location!r} already belongs to bed {locations[bed.location]!r}",
+                "one location names one bed, or a patient's values reach the wrong one",
+            )
+        locations[bed.location] = bed.id
+    known = f"known beds: {', '.join(beds)}"
+    for index, source in enumerate(config.source):
+        if source.bed and source.bed not in beds:
+            raise loaded.error(("source", index, "bed"), f"no bed has the id {source.bed!r}", known)
+    for index, annunciator in enumerate(config.annunciator):
+        if annunciator.bed and annunciator.bed not in beds:
+            raise loaded.error(("annunciator", index, "bed"), f"no bed has the id {annunciator.bed!r}", known)
+
+
+def dotted(key: Key) -> str:
+    """A key as a person writes it: source[1].link."""
+    out = ""
+    for part in key:
+        out += f"[{part}]" if isinstance(part, int) else (f".{part}" if out else part)
+    return out
+
+
+def nearest_line(lines: dict[Key, int], key: Key) -> int | None:
+    """Line of `key`, or of the nearest table around it that the file states."""
+    for length in range(len(key), 0, -1):
+        if key[:length] in lines:
+            return lines[key[:length]]
+    return None
+
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\]#]+?)\s*\]\]?\s*(?:#.*)?$")
+_ASSIGN = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
+
+
+def _parts(dotted_key: str) -> Key:
+    return tuple(part.strip().strip("\"'") for part in dotted_key.split("."))
+
+
+def key_lines(text: str) -> dict[Key, int]:
+    """The line (from 1) on which each table and key of a TOML text stands; arrays of tables count from 0."""
+    lines: dict[Key, int] = {}
+    counts: dict[Key, int] = {}
+    table: Key = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _HEADER.match(line)
+        if header:
+            parts = _parts(header[2])
+            path: Key = ()
+            for position, part in enumerate(parts):
+                path = (*path, part)
+                last = position == len(parts) - 1
+                if last and header[1] == "[[":
+                    counts[path] = counts.get(path, -1) + 1
+                if path in counts:
+                    lines.setdefault(path, number)
+                    path = (*path, counts[path])
+            table = path
+            lines.setdefault(table, number)
+            continue
+        assign = _ASSIGN.match(line)
+        if assign:
+            lines.setdefault((*table, *_parts(assign[1])), number)
+    return lines
