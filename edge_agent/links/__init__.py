@@ -1,0 +1,1 @@
+"""Links: bytes in, bytes out."""
