@@ -124,6 +124,7 @@ class Pipeline:
         self._on_latency = on_latency
         self._out: list[Entry] = []
         self._signalled = False
+        self._mismatched: set[str] = set()
 
     def alarm_event(self, bed: str, event: AlarmEvent) -> None:
         """Take an event of the alarm room into the records; called by it, in the alarm loop."""
@@ -266,8 +267,14 @@ class Pipeline:
             if verdict == "new":
                 self._restart(Moved(bed, subject, fresh=True), at_ns)
                 self.record(bed, feed.name, PatientEvent("observed", subject, bed, at_ns))
-            self.apply(self.watch.technical(bed, "patient_mismatch", verdict == "mismatch", at_ns, feed.name))
+            if (verdict == "mismatch") != (bed in self._mismatched):
+                self._mismatch(feed, bed, verdict == "mismatch", at_ns)
         return self.beds.patient(bed)
+
+    def _mismatch(self, feed: Feed, bed: str, present: bool, at_ns: int) -> None:
+        (self._mismatched.add if present else self._mismatched.discard)(bed)
+        detail = f"{feed.name} names another patient than the one admitted to this bed"
+        self.apply(self.watch.technical(bed, "patient_mismatch", present, at_ns, detail))
 
     def _patient_event(self, feed: Feed, event: PatientEvent, at_ns: int) -> None:
         moves = self.beds.apply(event)

@@ -1,0 +1,377 @@
+"""The agent: builds the path from the configuration, runs the links, and keeps time.
+
+Theory of operation: one asyncio loop is the alarm loop. Links call `_LinkSink` in it, `Pipeline` does the work, and
+`_keep_time` turns at least four times a second for condition delays, freshness and the watchdog. The buffer has
+threads of its own and reports commits and faults through `call_soon_threadsafe`; each annunciator has a thread of its
+own. Nothing in the loop waits for a disk, a network or a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import drivers
+from drivers.contract import Decoder, Driver
+from edge_agent import links, presets
+from edge_agent.alarms import Alarms
+from edge_agent.annunciators import Annunciator, open_annunciator
+from edge_agent.association import Beds
+from edge_agent.buffer import Buffer, KeyProblem, load_kek
+from edge_agent.config import Config, ConfigError, Loaded
+from edge_agent.control import ControlServer
+from edge_agent.health import Latency, Notifier, WallClock
+from edge_agent.operations import Operations
+from edge_agent.pipeline import GATEWAY, Append, Feed, Pipeline
+from edge_agent.records import Chunk, Signal
+from edge_agent.watch import Watch
+
+log = logging.getLogger("edge_agent")
+
+TURN_S = 0.25  # the longest turn of the alarm loop's clock: a quarter of the second an alarm may take
+DECODER_TICK_NS = 1_000_000_000
+
+
+class Parts:
+    """What a configuration names, looked up and checked but not started: drivers, links, presets of beds."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Raises: ConfigError for a driver, link, option or preset that does not exist or cannot be used."""
+        self.loaded = loaded
+        self.presets = _bed_presets(loaded)
+        self.drivers: list[Driver] = []
+        for index, source in enumerate(loaded.config.source):
+            self.drivers.append(_driver(loaded, index, source.driver))
+            self._check_source(index)
+
+    def _check_source(self, index: int) -> None:
+        source, driver = self.loaded.config.source[index], self.drivers[index]
+        try:
+            kind = links.link_kind(source.link)
+        except links.LinkError as error:
+            raise self.loaded.error(("source", index, "link"), error.reason, error.remedy) from error
+        if kind not in driver.links and kind != "file":
+            speaks = ", ".join(sorted(driver.links))
+            raise self.loaded.error(
+                ("source", index, "link"),
+                f"driver {driver.name} does not speak over {kind}",
+                f"it speaks over: {speaks}",
+            )
+        unknown = [key for key in source.options if key not in driver.options]
+        if unknown:
+            known = ", ".join(driver.options) or "none"
+            raise self.loaded.error(("source", index, "options", unknown[0]), "unknown option", f"known: {known}")
+        try:
+            driver.decoder(**source.options)
+        except (ValueError, TypeError) as error:
+            raise self.loaded.error(("source", index, "options"), str(error)) from error
+        if not source.bed and not driver.per_channel:
+            raise self.loaded.error(
+                ("source", index, "bed"),
+                f"driver {driver.name} does not tell beds apart",
+                'add bed = "..." to this source',
+            )
+
+    def maker(self, index: int) -> Callable[[], Decoder]:
+        """What makes a fresh decoder for one source."""
+        driver, options = self.drivers[index], self.loaded.config.source[index].options
+        return lambda: driver.decoder(**options)
+
+
+def _driver(loaded: Loaded, index: int, name: str) -> Driver:
+    try:
+        return drivers.load(name)
+    except KeyError:
+        known = ", ".join(drivers.names())
+        raise loaded.error(("source", index, "driver"), f"no driver {name!r}", f"known drivers: {known}") from None
+    except (ImportError, TypeError) as error:
+        raise loaded.error(("source", index, "driver"), f"driver {name!r} cannot be loaded: {error}") from error
+
+
+def _bed_presets(loaded: Loaded) -> dict[str, presets.Preset]:
+    config = loaded.config
+    known = presets.load_presets([loaded.resolve(path) for path in config.gateway.presets])
+    chosen = {}
+    for index, bed in enumerate(config.bed):
+        if bed.preset not in known:
+            raise loaded.error(
+                ("bed", index, "preset"), f"no preset {bed.preset!r}", f"known presets: {', '.join(sorted(known))}"
+            )
+        chosen[bed.id] = known[bed.preset]
+    return chosen
+
+
+def source_names(config: Config) -> list[str]:
+    """A unique name for each source: the one configured, else driver@link."""
+    names: list[str] = []
+    for source in config.source:
+        name = source.name or f"{source.driver}@{source.link}"
+        names.append(name if name not in names else f"{name}#{len(names)}")
+    return names
+
+
+def build_pipeline(
+    parts: Parts,
+    append: Append,
+    on_signal: Callable[[Signal], None],
+    on_latency: Callable[[int], None] = lambda _at_ns: None,
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+) -> Pipeline:
+    """The alarm path for these parts, without links: what the agent and a replay have in common."""
+    config = parts.loaded.config
+    beds = Beds(config.bed)
+    watch = Watch(parts.presets)
+    holder: list[Pipeline] = []
+
+    def signalled(signal: Signal) -> None:
+        on_signal(signal)
+        holder[0].signalled()
+
+    alarms = Alarms(
+        parts.presets,
+        config.alarms,
+        new_id=new_id,
+        on_event=lambda bed, event: holder[0].alarm_event(bed, event),
+        on_signal=signalled,
+    )
+    pipeline = Pipeline(beds, watch, alarms, append, on_latency)
+    holder.append(pipeline)
+    return pipeline
+
+
+class _LinkSink:
+    """One source's way into the pipeline."""
+
+    def __init__(self, pipeline: Pipeline, feed: Feed) -> None:
+        self._pipeline, self._feed = pipeline, feed
+
+    def chunk(self, chunk: Chunk) -> None:
+        self._pipeline.chunk(self._feed, chunk)
+
+    def state(self, state: links.LinkState, at_ns: int, detail: str) -> None:
+        feed = self._feed
+        feed.link_state = state
+        if state == "connected":
+            # bytes are not yet items: the source counts as connected when its first item has been decoded, and
+            # turns silent when none comes in time
+            feed.last_item_ns = at_ns
+            feed.detail = detail
+            if feed.state == "lost":
+                self._pipeline.source_state(feed, "silent", at_ns, f"{detail}; no data yet")
+            return
+        self._pipeline.source_state(feed, state, at_ns, detail)
+
+    def closed(self, channel: str, at_ns: int) -> None:
+        self._pipeline.closed(self._feed, channel, at_ns)
+
+
+class Agent:
+    """A running gateway. `run` returns when `stop` has been called."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.config = parts.loaded.config
+        self.latency = Latency()
+        self.faults: dict[str, str] = {}  # technical condition of the gateway -> detail
+        self.started_ns = time.monotonic_ns()
+        self.buffer: Buffer | None = None
+        self.annunciators: list[Annunciator] = []
+        self.feeds: dict[str, Feed] = {}
+        self.cloud: dict[str, Any] | None = None  # what cloud-sync last wrote about itself
+        self._notifier = Notifier()
+        self._committed = 0
+        self._release_due = False
+        self._stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._turn_due: asyncio.TimerHandle | None = None
+        self.pipeline = build_pipeline(parts, self._append, self._drive, self._measure)
+
+    # -- start and stop -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Open everything, serve until `stop`, close everything. A part that fails to open is a technical alarm."""
+        data_dir = self.parts.loaded.resolve(self.config.gateway.data_dir)
+        self._open_annunciators()
+        self._open_buffer(data_dir)
+        operations = Operations(self)
+        control = ControlServer(
+            self.parts.loaded.resolve(self.config.control.socket),
+            operations.table(),
+            operations.audit,
+            self.config.control.nurse_group,
+            self.config.control.biomed_group,
+        )
+        await control.start()
+        tasks = [asyncio.create_task(link.run(sink), name=link.url) for link, sink in self._open_links()]
+        tasks.append(asyncio.create_task(self._keep_time(), name="clock"))
+        tasks.append(asyncio.create_task(self._follow_cloud(data_dir / "cloud-sync" / "status.json"), name="cloud"))
+        self._notifier.send("READY=1")
+        log.info("ready gateway=%s beds=%d sources=%d", self.config.gateway.id, len(self.config.bed), len(self.feeds))
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                # the clock or a link ended by itself: the alarm path is not whole, so the process ends and is restarted
+                if (error := task.exception()) is not None:
+                    raise error
+                if task.get_name() == "clock":
+                    raise RuntimeError("the alarm loop's clock ended")
+                await self._stop.wait()  # a capture file has been played to its end
+        finally:
+            self._notifier.send("STOPPING=1")
+            for task in [stopped, *tasks]:
+                task.cancel()
+            await asyncio.gather(stopped, *tasks, return_exceptions=True)
+            await control.close()
+            self._close()
+
+    def stop(self) -> None:
+        """Ask `run` to return."""
+        self._stop.set()
+
+    def _close(self) -> None:
+        for annunciator in self.annunciators:
+            annunciator.close()
+        if self.buffer is not None:
+            self.buffer.close(5.0)
+        self._notifier.close()
+
+    def _open_annunciators(self) -> None:
+        for number, settings in enumerate(self.config.annunciator):
+            if settings.path is not None:
+                settings = settings.model_copy(update={"path": self.parts.loaded.resolve(settings.path)})
+
+            def fault(kind: str, detail: str, number: int = number) -> None:
+                self._loop.call_soon_threadsafe(self._fault, "annunciator_failed", f"{number}:{kind}", detail)
+
+            self.annunciators.append(open_annunciator(settings, fault))
+
+    def _open_buffer(self, data_dir: Path) -> None:
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            key = load_kek(self.config.buffer.key)
+            self.buffer = Buffer(
+                data_dir, key, self.config.gateway.id, self.config.buffer,
+                on_committed=self._on_committed, on_fault=self._on_buffer_fault,
+            )  # fmt: skip
+        except (KeyProblem, OSError) as error:
+            # alarms go on without a buffer; nothing is acknowledged, so senders keep what they have
+            self._fault("buffer_failed", "buffer", str(error))
+
+    def _open_links(self) -> list[tuple[links.Link, _LinkSink]]:
+        opened = []
+        now = time.monotonic_ns()
+        for index, (source, name) in enumerate(zip(self.config.source, source_names(self.config), strict=True)):
+            driver = self.parts.drivers[index]
+            silence_s = source.silence_s or driver.silence_s
+            tee = self.parts.loaded.resolve(source.capture) if source.capture else None
+            link = links.open_link(source.link, silence_s=silence_s, channels=driver.channels, tee=tee)
+            feed = Feed(
+                name=name, driver=driver, make=self.parts.maker(index), send=link.send, bed=source.bed,
+                silence_s=silence_s, link=source.link, last_item_ns=now,
+            )  # fmt: skip
+            self.feeds[name] = feed
+            if not driver.per_channel:
+                feed.decoder("")  # a decoder that speaks first needs its ticks before any byte has come
+            opened.append((link, _LinkSink(self.pipeline, feed)))
+        return opened
+
+    # -- between the rooms --------------------------------------------------------------------------------------
+
+    def _append(self, entries: Any, *, wanted_soon: bool = False) -> int:
+        if self.buffer is None:
+            return 1 << 62  # never committed: whoever waits for an acknowledgement sends again
+        return self.buffer.append(entries, wanted_soon=wanted_soon)
+
+    def _drive(self, signal: Signal) -> None:
+        for annunciator in self.annunciators:
+            annunciator.drive(signal)
+
+    def _measure(self, at_ns: int) -> None:
+        self.latency.add(time.monotonic_ns() - at_ns)
+
+    def _on_committed(self, ticket: int) -> None:
+        """Called in the buffer's writer threads; one wake-up of the loop serves all commits until it runs."""
+        if ticket > self._committed:
+            self._committed = ticket
+        if not self._release_due:
+            self._release_due = True
+            self._loop.call_soon_threadsafe(self._release)
+
+    def _release(self) -> None:
+        self._release_due = False
+        self.pipeline.replies.release(self._committed)
+
+    def _on_buffer_fault(self, kind: str, detail: str) -> None:
+        self._loop.call_soon_threadsafe(self._fault, "buffer_failed", kind, detail)
+
+    def _fault(self, condition: str, kind: str, detail: str) -> None:
+        """A fault of the gateway begins, or with an empty detail ends; several kinds share one condition."""
+        key = f"{condition}/{kind}"
+        if detail:
+            if self.faults.get(key) != detail:
+                log.warning("fault condition=%s kind=%s detail=%r", condition, kind, detail)
+            self.faults[key] = detail
+        elif self.faults.pop(key, None) is not None:
+            log.info("fault ended condition=%s kind=%s", condition, kind)
+        now = time.monotonic_ns()
+        present = [text for name, text in self.faults.items() if name.startswith(condition + "/")]
+        watch = self.pipeline.watch
+        self.pipeline.apply(watch.technical(GATEWAY, condition, bool(present), now, "; ".join(present)))
+        self.pipeline.flush(now)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    async def _keep_time(self) -> None:
+        wall = WallClock(time.time_ns(), time.monotonic_ns())
+        decoders_due = 0
+        watchdog = bool(os.environ.get("WATCHDOG_USEC"))
+        while True:
+            now = time.monotonic_ns()
+            if now >= decoders_due:
+                decoders_due = now + DECODER_TICK_NS
+                for feed in self.feeds.values():
+                    self.pipeline.tick_feed(feed, now)
+                moved = wall.step(time.time_ns(), now)
+                if moved:
+                    log.warning("clock stepped by_s=%.1f", moved / 1e9)
+                if watchdog:
+                    self._notifier.send("WATCHDOG=1")
+            self.pipeline.tick(self.feeds, now)
+            deadline = self.pipeline.watch.next_deadline()
+            wait_s = TURN_S if deadline is None else min(TURN_S, max(0.0, (deadline - time.monotonic_ns()) / 1e9))
+            await asyncio.sleep(wait_s)
+
+    async def _follow_cloud(self, path: Path) -> None:
+        """Keep the forwarder's own view of itself at hand; read in a thread, because the disk may not answer."""
+        while True:
+            self.cloud = await asyncio.to_thread(_read_object, path)
+            await asyncio.sleep(1.0)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def check(loaded: Loaded) -> Mapping[str, str]:
+    """What a valid configuration would run, one line a part. Raises: ConfigError for anything that could not run."""
+    parts = Parts(loaded)
+    lines = {f"bed {bed.id}": f"preset {bed.preset}" for bed in loaded.config.bed}
+    for name, driver in zip(source_names(loaded.config), parts.drivers, strict=True):
+        lines[f"source {name}"] = f"driver {driver.name}"
+    return lines
+
+
+__all__ = ["Agent", "ConfigError", "Parts", "build_pipeline", "check", "source_names"]

@@ -1,0 +1,221 @@
+"""`edge-agent doctor`: looks at everything the configuration needs and says what is wrong and what to do.
+
+It only looks: no port is opened that the agent holds, no output is driven. Exit code 0 when nothing is wrong, 1 when
+something is, 78 when the configuration itself is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import os
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from edge_agent import NOTICE
+from edge_agent.agent import Parts
+from edge_agent.config import Loaded, load
+from edge_agent.control import answers
+
+FREE_SPARE = 1.2  # the quota should fit with a fifth to spare for the write-ahead log
+BROKER_S = 3.0
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at: state is ok, warn or FAIL, `remedy` says what to do."""
+
+    part: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `doctor`."""
+    doctor = subparsers.add_parser("doctor", help="check ports, keys, GPIO, clock, disk, model and broker")
+    doctor.add_argument("--config", type=Path, default=Path("/etc/edge-agent/edge-agent.toml"), metavar="FILE")
+    doctor.set_defaults(func=run_doctor)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """Print one line a finding, with a remedy below what is wrong."""
+    print(NOTICE)
+    loaded = load(arguments.config)
+    Parts(loaded)
+    worst = 0
+    for check in CHECKS:
+        for finding in check(loaded):
+            print(f"[{finding.state:4}] {finding.part}: {finding.detail}")
+            if finding.remedy and finding.state != "ok":
+                print(f"       do: {finding.remedy}")
+            worst = max(worst, finding.state == "FAIL")
+    return worst
+
+
+def check_agent(loaded: Loaded) -> Iterator[Finding]:
+    """Whether an agent answers."""
+    path = loaded.resolve(loaded.config.control.socket)
+    if answers(path):
+        yield Finding("agent", "ok", f"answers on {path}")
+    else:
+        yield Finding(
+            "agent", "warn", f"no agent answers on {path}", "systemctl status edge-agent; journalctl -u edge-agent"
+        )
+    for group in (loaded.config.control.nurse_group, loaded.config.control.biomed_group):
+        if group:
+            try:
+                grp.getgrnam(group)
+            except KeyError:
+                yield Finding("control", "FAIL", f"group {group!r} does not exist", f"groupadd {group}")
+
+
+def check_ports(loaded: Loaded) -> Iterator[Finding]:
+    """Serial devices and listening ports."""
+    running = answers(loaded.resolve(loaded.config.control.socket))
+    for source in loaded.config.source:
+        url = urlsplit(source.link)
+        if url.scheme == "serial":
+            yield _serial(source.link, Path(url.path))
+        elif url.scheme in ("tcp-listen", "mllp-listen") and not running:
+            yield _listen(source.link, url.hostname or "0.0.0.0", url.port or 2575)  # noqa: S104
+        elif url.scheme == "ble":
+            found = any(Path("/sys/class/bluetooth").glob("hci*"))
+            if found or "hci=" in source.link:
+                yield Finding("bluetooth", "ok", f"{source.link}: adapter present")
+            else:
+                yield Finding(
+                    "bluetooth",
+                    "FAIL",
+                    f"{source.link}: no Bluetooth adapter",
+                    "rfkill list; hciconfig; is bluez installed?",
+                )
+        else:
+            yield Finding("link", "ok", f"{source.link}: opened by the agent, see edge-agent status")
+
+
+def _serial(link: str, device: Path) -> Finding:
+    try:
+        mode = device.stat()
+    except OSError:
+        return Finding(
+            "serial", "FAIL", f"{link}: {device} does not exist", "is the adapter plugged in? ls -l /dev/serial/by-id/"
+        )
+    if not stat.S_ISCHR(mode.st_mode):
+        return Finding("serial", "FAIL", f"{link}: {device} is not a serial device", "correct the link of this source")
+    if not os.access(device, os.R_OK | os.W_OK):
+        return Finding(
+            "serial", "FAIL", f"{link}: no permission", "usermod -aG dialout edge-agent, then restart the agent"
+        )
+    return Finding("serial", "ok", f"{link}: present and accessible")
+
+
+def _listen(link: str, host: str, port: int) -> Finding:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            remedy = f"ss -ltnp 'sport = :{port}' names the process that holds it"
+            return Finding("port", "FAIL", f"{link}: cannot listen: {error.strerror}", remedy)
+    return Finding("port", "ok", f"{link}: free")
+
+
+def check_key(loaded: Loaded) -> Iterator[Finding]:
+    """The key that wraps the buffer's keys."""
+    from edge_agent.buffer import KeyProblem, load_kek
+
+    spec = loaded.config.buffer.key
+    try:
+        load_kek(spec)
+    except KeyProblem as error:
+        state = "warn" if spec.startswith("credential:") and "CREDENTIALS_DIRECTORY" not in os.environ else "FAIL"
+        yield Finding(
+            "key", state, str(error), "inside the service systemd passes the credential; see docs/getting-started.md"
+        )
+        return
+    detail = f"{spec}: readable"
+    if spec.startswith("file:"):
+        yield Finding("key", "warn", detail, "a key file on the same card protects copied files, not a stolen card")
+    else:
+        yield Finding("key", "ok", detail)
+
+
+def check_disk(loaded: Loaded) -> Iterator[Finding]:
+    """Room and permission where records are kept."""
+    data_dir = loaded.resolve(loaded.config.gateway.data_dir)
+    present = data_dir if data_dir.exists() else data_dir.parent
+    if not present.exists():
+        yield Finding("disk", "FAIL", f"{data_dir}: its folder does not exist", f"mkdir -p {data_dir}")
+        return
+    if not os.access(present, os.W_OK):
+        yield Finding(
+            "disk", "FAIL", f"{present}: not writable", f"chown edge-agent {present}; is the file system read-only?"
+        )
+    free = shutil.disk_usage(present).free
+    wanted = loaded.config.buffer.quota_mb * 1024 * 1024
+    detail = f"{present}: {free // 2**20} MB free, quota {loaded.config.buffer.quota_mb} MB"
+    enough = free > wanted * FREE_SPARE or data_dir.exists()
+    yield Finding("disk", "ok" if enough else "warn", detail, "lower [buffer] quota_mb or free space")
+
+
+def check_gpio(loaded: Loaded) -> Iterator[Finding]:
+    """The GPIO chips by label."""
+    wanted = {item.chip for item in loaded.config.annunciator if item.kind == "gpio"}
+    if not wanted:
+        yield Finding("gpio", "ok", "no gpio annunciator configured")
+        return
+    from edge_agent.annunciators.gpio import chip_labels
+
+    labels = chip_labels()
+    for chip in sorted(wanted):
+        if chip in labels:
+            yield Finding("gpio", "ok", f"chip {chip} present")
+        else:
+            have = ", ".join(sorted(labels)) or "none"
+            yield Finding(
+                "gpio", "FAIL", f"no chip with label {chip!r}; present: {have}", "gpiodetect shows labels in brackets"
+            )
+
+
+def check_clock(_loaded: Loaded) -> Iterator[Finding]:
+    """Whether the wall clock is kept by a time service."""
+    if time.time() < 1_700_000_000:  # November 2023: no gateway was built before
+        yield Finding("clock", "FAIL", "the wall clock is not set", "timedatectl set-ntp true")
+    elif Path("/run/systemd/timesync/synchronized").exists() or Path("/run/chrony").exists():
+        yield Finding("clock", "ok", "kept by a time service")
+    else:
+        yield Finding(
+            "clock", "warn", "no time service seen; records are marked unsynchronized", "timedatectl set-ntp true"
+        )
+
+
+def check_model(_loaded: Loaded) -> Iterator[Finding]:
+    """The risk model."""
+    yield Finding("model", "ok", "no model configured; limits work without one")
+
+
+def check_broker(loaded: Loaded) -> Iterator[Finding]:
+    """Whether a bootstrap broker accepts a connection, and what cloud-sync says."""
+    kafka = loaded.config.cloud.kafka
+    if kafka is None:
+        yield Finding("broker", "warn", "no [cloud.kafka]; records stay in the buffer", "add it when central is ready")
+        return
+    for broker in kafka.bootstrap.split(","):
+        host, _, port = broker.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), BROKER_S).close()
+        except (OSError, ValueError) as error:
+            yield Finding("broker", "FAIL", f"{broker}: {error}", "is the network up, and bootstrap host:port right?")
+        else:
+            yield Finding("broker", "ok", f"{broker}: accepts connections; cloud-sync status shows delivery")
+
+
+CHECKS: tuple[Callable[[Loaded], Iterator[Finding]], ...] = (
+    check_agent, check_ports, check_key, check_disk, check_gpio, check_clock, check_model, check_broker,
+)  # fmt: skip

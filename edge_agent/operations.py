@@ -1,0 +1,211 @@
+"""What operators can ask of the agent: status, acknowledge, pause, resume, reset, admit, discharge, metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edge_agent import NOTICE, __version__, terms
+from edge_agent.control import Operation, Refused
+from edge_agent.pipeline import GATEWAY
+from edge_agent.records import DeviceStatus
+
+if TYPE_CHECKING:
+    from edge_agent.agent import Agent
+
+
+class Operations:
+    """The agent's answers to the control socket; every method runs in the alarm loop and never waits."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def table(self) -> dict[str, Operation]:
+        """Operation by name, as the control server wants it."""
+        return {
+            "status": lambda _request, _operator: {"status": self.status()},
+            "metrics": lambda _request, _operator: {"text": self.metrics()},
+            "acknowledge": self.acknowledge,
+            "pause_audio": self.pause_audio,
+            "resume": self.resume,
+            "reset": self.reset,
+            "admit": self.admit,
+            "discharge": self.discharge,
+            "self_test": self.self_test,
+        }
+
+    def audit(self, operator: str, op: str, detail: str) -> None:
+        """Record who asked for what, also when it was refused."""
+        pipeline = self._agent.pipeline
+        now = time.monotonic_ns()
+        pipeline.record(GATEWAY, "operator", DeviceStatus("operator", op, now, f"{operator} {detail}".strip()))
+        pipeline.flush(now)
+
+    # -- what changes something ---------------------------------------------------------------------------------
+
+    def acknowledge(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
+        """Acknowledge one alarm, those of one bed, or without a bed those of all beds."""
+        alert = _text(request, "alert_id") or None
+        now = time.monotonic_ns()
+        alarms = self._agent.pipeline.alarms
+        count = sum(alarms.acknowledge(bed, alert, operator, now) for bed in self._beds(request))
+        self._agent.pipeline.flush(now)
+        if alert and not count:
+            raise Refused(f"no active alarm has the id {alert!r}; `edge-agent status` lists them")
+        return {"acknowledged": count}
+
+    def pause_audio(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
+        """Stop sound, not light, for a limited time."""
+        seconds = request.get("seconds")
+        if seconds is not None and (not isinstance(seconds, int) or isinstance(seconds, bool)):
+            raise Refused("seconds is a whole number")
+        now = time.monotonic_ns()
+        try:
+            granted = [
+                self._agent.pipeline.alarms.pause_audio(bed, seconds, operator, now) for bed in self._beds(request)
+            ]
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        self._agent.pipeline.flush(now)
+        return {"seconds": max(granted, default=0)}
+
+    def resume(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
+        """End a pause."""
+        return self._each("resume", request, operator)
+
+    def reset(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
+        """End latched alarms whose condition has gone."""
+        return self._each("reset", request, operator)
+
+    def _each(self, name: str, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
+        now = time.monotonic_ns()
+        beds = self._beds(request)
+        for bed in beds:
+            getattr(self._agent.pipeline.alarms, name)(bed, operator, now)
+        self._agent.pipeline.flush(now)
+        return {"beds": [bed for bed in beds if bed != GATEWAY]}
+
+    def admit(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:  # noqa: ARG002
+        """Put a patient into a bed: limits, pauses and alarms start anew."""
+        bed, patient = self._bed(request), _text(request, "patient_id")
+        if not patient:
+            raise Refused("patient_id is missing; to empty the bed use discharge")
+        self._agent.pipeline.admit(bed, patient, time.monotonic_ns())
+        return {"bed": bed}
+
+    def discharge(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:  # noqa: ARG002
+        """Take the patient out of a bed: limits, pauses and alarms start anew."""
+        bed = self._bed(request)
+        self._agent.pipeline.admit(bed, "", time.monotonic_ns())
+        return {"bed": bed}
+
+    def self_test(self, _request: Mapping[str, Any], _operator: str) -> Mapping[str, Any]:
+        """The state of every part that can fail, without touching an output."""
+        agent = self._agent
+        return {
+            "annunciators": self._annunciators(),
+            "faults": dict(agent.faults),
+            "sources": {name: feed.state for name, feed in agent.feeds.items()},
+        }
+
+    def _beds(self, request: Mapping[str, Any]) -> list[str]:
+        if request.get("bed"):
+            return [self._bed(request)]
+        return [*self._agent.pipeline.beds.ids, GATEWAY]
+
+    def _bed(self, request: Mapping[str, Any]) -> str:
+        bed = _text(request, "bed")
+        if bed not in self._agent.pipeline.beds.ids:
+            raise Refused(f"no bed {bed!r}; known: {', '.join(self._agent.pipeline.beds.ids)}")
+        return bed
+
+    # -- what only looks ----------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Everything a person or a screen wants to know now; values only here, never in logs."""
+        agent = self._agent
+        now = time.monotonic_ns()
+        alarms = agent.pipeline.alarms
+        return {
+            "gateway": agent.config.gateway.id,
+            "version": __version__,
+            "instance": agent.buffer.instance if agent.buffer else "",
+            "uptime_s": round((now - agent.started_ns) / 1e9, 1),
+            "notice": NOTICE,
+            "beds": [self._bed_status(bed.id, bed.preset, now) for bed in agent.config.bed],
+            "gateway_alarms": alarms.view(GATEWAY, now)["alarms"],
+            "sources": [
+                {
+                    "name": name,
+                    "driver": feed.driver.name,
+                    "link": feed.link,
+                    "beds": [bed for bed in feed.beds() if bed != GATEWAY],
+                    "state": feed.state,
+                    "detail": feed.detail,
+                    "items": feed.items,
+                    "rejects": feed.rejects,
+                    "strangers": feed.strangers,
+                }  # fmt: skip
+                for name, feed in agent.feeds.items()
+            ],
+            "latency": agent.latency.view(),
+            "buffer": self._buffer(),
+            "cloud": agent.cloud,
+            "annunciators": self._annunciators(),
+        }
+
+    def _bed_status(self, bed: str, preset: str, now: int) -> dict[str, Any]:
+        pipeline = self._agent.pipeline
+        view = pipeline.alarms.view(bed, now)
+        values = {
+            term: {
+                "value": item.value,
+                "unit": terms.BY_NAME[term].ucum,
+                "validity": item.validity,
+                "age_s": round((now - item.at_ns) / 1e9, 1),
+            }
+            for term, item in pipeline.latest[bed].items()
+        }
+        active = view.pop("alarms")
+        return {
+            "id": bed, "preset": preset, "patient": bool(pipeline.beds.patient(bed)),
+            "values": values, "alarm": view, "alarms": active,
+        }  # fmt: skip
+
+    def _buffer(self) -> dict[str, Any]:
+        agent = self._agent
+        if agent.buffer is None:
+            return {"stored": 0, "pending": 0, "bytes": 0, "oldest_s": None, "fault": "; ".join(agent.faults.values())}
+        return agent.buffer.stats()
+
+    def _annunciators(self) -> list[dict[str, Any]]:
+        return [{"kind": each.kind, "fault": each.fault} for each in self._agent.annunciators]
+
+    def metrics(self) -> str:
+        """Counters in Prometheus text format (version 0.0.4)."""
+        agent = self._agent
+        lines = ["# TYPE edge_agent_items_total counter", "# TYPE edge_agent_rejects_total counter"]
+        for name, feed in agent.feeds.items():
+            label = name.replace("\\", "\\\\").replace('"', '\\"')
+            lines.append(f'edge_agent_items_total{{source="{label}"}} {feed.items}')
+            lines.append(f'edge_agent_rejects_total{{source="{label}"}} {feed.rejects}')
+        lines.append("# TYPE edge_agent_buffer gauge")
+        for key, value in self._buffer().items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                lines.append(f'edge_agent_buffer{{figure="{key}"}} {value}')
+        latency = agent.latency.view()
+        lines.append("# TYPE edge_agent_alarm_latency_seconds gauge")
+        for quantile, key in (("0.5", "p50_us"), ("0.99", "p99_us")):
+            if latency[key] is not None:
+                lines.append(f'edge_agent_alarm_latency_seconds{{quantile="{quantile}"}} {latency[key] / 1e6}')  # type: ignore[operator]
+        lines.append("# TYPE edge_agent_faults gauge")
+        lines.append(f"edge_agent_faults {len(agent.faults)}")
+        return "\n".join(lines) + "\n"
+
+
+def _text(request: Mapping[str, Any], key: str) -> str:
+    value = request.get(key, "")
+    if not isinstance(value, str):
+        raise Refused(f"{key} is text")
+    return value
