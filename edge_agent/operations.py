@@ -146,7 +146,7 @@ class Operations:
                     "items": feed.items,
                     "rejects": feed.rejects,
                     "strangers": feed.strangers,
-                }  # fmt: skip
+                }
                 for name, feed in agent.feeds.items()
             ],
             "latency": agent.latency.view(),
@@ -169,9 +169,13 @@ class Operations:
         }
         active = view.pop("alarms")
         return {
-            "id": bed, "preset": preset, "patient": bool(pipeline.beds.patient(bed)),
-            "values": values, "alarm": view, "alarms": active,
-        }  # fmt: skip
+            "id": bed,
+            "preset": preset,
+            "patient": bool(pipeline.beds.patient(bed)),
+            "values": values,
+            "alarm": view,
+            "alarms": active,
+        }
 
     def _buffer(self) -> dict[str, Any]:
         agent = self._agent

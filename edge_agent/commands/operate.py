@@ -1,4 +1,4 @@
-"""The operator's commands, all clients of the control socket: status, acknowledge, pause, resume, reset, admit, watch."""
+"""The operator's commands, all clients of the control socket."""
 
 from __future__ import annotations
 

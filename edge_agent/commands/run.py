@@ -51,7 +51,7 @@ def run_agent(arguments: argparse.Namespace) -> int:
     try:
         asyncio.run(_serve(parts))
     except OSError as error:
-        log.error("stop reason=%r", str(error))  # noqa: TRY400 - the reason is the whole story for an operator
+        log.error("stop reason=%r", str(error))
         return 1
     finally:
         listener.stop()

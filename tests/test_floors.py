@@ -1,0 +1,79 @@
+"""The plan of the house held against the code: one door for each package, no nameless rooms, files of one thought."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("edge_agent", "drivers", "cloud_sync")
+
+# third-party package -> the files, or folders ending in /, that may import it
+DOORS: dict[str, tuple[str, ...]] = {
+    "serial": ("edge_agent/links/serial.py",),
+    "bleak": ("edge_agent/links/ble",),
+    "bumble": ("edge_agent/demo/", "edge_agent/links/ble_hci.py"),
+    "hl7": ("drivers/hl7/",),
+    "pydantic": ("edge_agent/config.py", "edge_agent/presets.py"),
+    "cryptography": ("edge_agent/buffer/keys.py", "edge_agent/buffer/seal.py"),
+    "zstandard": ("edge_agent/buffer/seal.py",),
+    "sqlite_utils": ("edge_agent/buffer/",),
+    "sqlite3": ("edge_agent/buffer/",),
+    "confluent_kafka": ("cloud_sync/sinks/kafka.py", "cloud_sync/embedded.py"),
+    "gpiod": ("edge_agent/annunciators/gpio.py",),
+    "rich": ("edge_agent/view.py",),
+}
+NAMELESS = {"utils", "helpers", "common", "manager", "base", "misc"}
+
+
+def sources() -> list[Path]:
+    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_each_package_has_one_door(package: str) -> None:
+    users = {str(path.relative_to(ROOT)) for path in sources() if package in imported(path)}
+    strangers = {user for user in users if not user.startswith(DOORS[package])}
+    assert users, f"{package} has a door and nobody uses it: remove the dependency"
+    assert not strangers, f"{package} is imported outside its door {DOORS[package]}"
+
+
+def test_no_other_third_party_package_is_imported() -> None:
+    known = {*DOORS, *ROOMS, "msgspec", *sys.stdlib_module_names}
+    for path in sources():
+        assert imported(path) <= known, f"{path.relative_to(ROOT)} imports {imported(path) - known}"
+
+
+def test_nothing_is_named_for_having_no_owner() -> None:
+    for path in sources():
+        assert path.stem not in NAMELESS and path.parent.name not in NAMELESS, path
+
+
+def test_files_hold_one_thought() -> None:
+    for path in sources():
+        lines = len(path.read_text().splitlines())
+        assert lines <= 500, f"{path.relative_to(ROOT)} has {lines} lines: it wants to be two"
+
+
+def test_imports_point_downward() -> None:
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_agent_does_not_carry_the_terminal_view() -> None:
+    code = "import sys, edge_agent.commands.run; print([m for m in ('rich', 'bumble', 'sqlite_utils', 'hl7') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
