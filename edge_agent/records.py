@@ -285,5 +285,9 @@ class Signal(msgspec.Struct, frozen=True, gc=False):
     priority: Priority  # none: everything off
     visual: bool
     audio: bool
-    condition: str = ""  # the condition that owns the output
+    condition: str = ""  # the condition that owns the light
     text: str = ""
+    audio_priority: Priority = "none"  # of the burst while `audio`; lower than `priority` once that is acknowledged
+    audio_condition: str = ""  # the condition that owns the sound
+    onset: int = 0  # number of the owner's onset, rising over all beds: a greater one is a newer alarm
+    audio_onset: int = 0  # likewise of the condition that owns the sound
