@@ -1,0 +1,186 @@
+"""The command line of the forwarder: run, status, embedded.
+
+Exit codes: 0 done; 1 `status` found no connected forwarder; 75 another forwarder holds the data folder; 78 the
+configuration cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from edge_agent import NOTICE, config
+
+EXIT_BUSY = 75  # sysexits.h EX_TEMPFAIL
+_STALE_S = 10.0  # a state file is written every second; older than this, its writer hangs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.command(options))
+    except config.ConfigError as error:
+        print(f"cloud-sync: {error}", file=sys.stderr)
+        return config.EXIT_CONFIG
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cloud-sync", description="Forward what the agent has sealed. " + NOTICE)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="forward until told to stop")
+    run.add_argument("--config", type=Path, required=True, metavar="FILE")
+    run.add_argument("--verbose", action="store_true", help="log more than changes of state")
+    run.set_defaults(command=_run)
+    status = commands.add_parser("status", help="what the forwarder last said about itself")
+    status.add_argument("--config", type=Path, required=True, metavar="FILE")
+    status.add_argument("--json", action="store_true", help="the state file as it is")
+    status.set_defaults(command=_status)
+    embedded = commands.add_parser("embedded", help="demo-only Kafka in this process")
+    embedded.add_argument(
+        "--port-file", type=Path, required=True, metavar="FILE", help="gets the address to connect to"
+    )
+    embedded.add_argument("--count", type=float, metavar="SECONDS", help="print what arrived, every so often")
+    embedded.add_argument("--prefix", default="bedside", help="of the topics that are counted")
+    embedded.set_defaults(command=_embedded)
+    return parser
+
+
+def _on_signal(stop: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+
+def _run(options: argparse.Namespace) -> int:
+    from cloud_sync.forwarder import Busy, Forwarder
+    from cloud_sync.sinks import Fatal, Retry, Sink
+    from cloud_sync.sinks.kafka import KafkaSink, properties
+    from edge_agent.buffer import KeyProblem, Reader, load_kek
+
+    loaded = config.load(options.config)
+    given = properties(loaded)
+    kafka, gateway = loaded.config.cloud.kafka, loaded.config.gateway
+    assert kafka is not None, "properties() has refused a configuration without it"
+    prefix = kafka.topic_prefix
+    print(NOTICE, file=sys.stderr, flush=True)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s"
+    )
+    data_dir = loaded.resolve(gateway.data_dir)
+
+    def open_reader() -> Reader:
+        try:
+            return Reader(data_dir, load_kek(loaded.config.buffer.key))
+        except KeyProblem as error:
+            raise Fatal(f"buffer key: {error}") from error
+        except OSError as error:
+            raise Retry(f"buffer: {error}") from error
+
+    def open_sink(stream: str) -> Sink:
+        linger_ms = 5 if stream == "alerts" else 50
+        return KafkaSink(given, prefix, f"{gateway.id}-{stream}", linger_ms)
+
+    try:
+        forwarder = Forwarder(data_dir, gateway.id, open_reader, open_sink, loaded.config.control.socket)
+    except Busy as error:
+        print(f"cloud-sync: {error}", file=sys.stderr)
+        return EXIT_BUSY
+    except OSError as error:
+        remedy = "cloud-sync keeps its marks there: create it and give it to the user who runs cloud-sync"
+        raise loaded.error(("gateway", "data_dir"), str(error), remedy) from error
+    _on_signal(forwarder.stop)
+    forwarder.run()
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    loaded = config.load(options.config)
+    path = loaded.resolve(loaded.config.gateway.data_dir) / "cloud-sync" / "status.json"
+    try:
+        status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        print(f"cloud-sync has not run here: {path} does not exist", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        print(f"cloud-sync: {path} cannot be read: {error}", file=sys.stderr)
+        return 1
+    age_s = time.time() - datetime.fromisoformat(status["utc"]).timestamp()
+    if status["state"] != "stopped" and not _alive(status["pid"]):
+        status["state"], status["detail"] = "dead", f"process {status['pid']} is gone without a word"
+    elif status["state"] != "stopped" and age_s > _STALE_S:
+        status["state"], status["detail"] = "silent", f"has not written its state for {age_s:.0f} s"
+    print(json.dumps(status) if options.json else _lines(status))
+    return 0 if status["state"] == "connected" else 1
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _lines(status: dict[str, Any]) -> str:
+    detail = f": {status['detail']}" if status["detail"] else ""
+    backlog = "unknown" if status["backlog_records"] is None else f"{status['backlog_records']} records"
+    oldest = "" if status["backlog_oldest_s"] is None else f", oldest {status['backlog_oldest_s']:.0f} s"
+    lines = [
+        f"gateway        {status['gateway']}",
+        f"state          {status['state']}{detail}",
+        *(
+            f"  {name:12} {item['state']}: {item['detail']}"
+            for name, item in status["streams"].items()
+            if item["detail"]
+        ),
+        f"backlog        {backlog}{oldest}",
+        f"forwarded      {status['forwarded']['alerts']} alerts, {status['forwarded']['data']} data records"
+        f" in {status['uptime_s']:.0f} s",
+        f"refused        {sum(status['dropped'].values())}"
+        + (f", last {status['last_drop']}" if status["last_drop"] else ""),
+        f"last delivery  {status['last_delivery_utc'] or 'never'}",
+        f"guarantee      {status['guarantee']}; the dedup header tells copies apart",
+    ]
+    return "\n".join(lines)
+
+
+def _embedded(options: argparse.Namespace) -> int:
+    from cloud_sync.embedded import LABEL, Arrivals, EmbeddedKafka
+
+    stop = threading.Event()
+    _on_signal(stop)
+    with EmbeddedKafka() as kafka:
+        fresh = options.port_file.with_name(options.port_file.name + ".new")
+        fresh.write_text(kafka.bootstrap + "\n", encoding="utf-8")
+        fresh.replace(options.port_file)
+        print(f"{kafka.bootstrap}  {LABEL}", flush=True)
+        if options.count is None:
+            stop.wait()
+            return 0
+        arrivals = Arrivals(kafka.bootstrap, options.prefix)
+        shown_at = time.monotonic()
+        while not stop.is_set():
+            arrivals.poll(0.2)
+            if time.monotonic() - shown_at >= options.count:
+                shown_at = time.monotonic()
+                print(json.dumps(arrivals.counts, sort_keys=True), flush=True)
+        arrivals.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

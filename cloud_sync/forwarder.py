@@ -1,0 +1,386 @@
+"""The forwarder: sealed blocks out of the buffer, into a sink, alerts always ahead.
+
+Theory of operation. Each of the buffer's two streams has a thread, a reader and a sink of its own, so a data backlog
+of a week cannot hold an alert. A thread reads blocks behind the last one it sent, hands them to the sink as one batch
+each, and moves the durable mark over the batches that the receiver has settled, in order, never past an open one.
+What is under way is bounded by messages and bytes; beyond that it stops reading, so memory does not follow the
+backlog. After trouble it forgets what is open, waits, and reads again from the mark: a record may arrive twice,
+never not at all. The `dedup` header tells copies apart.
+
+                 begin, settle                      keep: Retry or Fatal
+    reading ───────────────────▶ under way ────────────────────────────────▶ resting ──after a while──▶ reading
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cloud_sync.encode import Encoder
+from cloud_sync.sinks import Fatal, Message, Retry, Settled, Sink, State
+from edge_agent import __version__
+from edge_agent.buffer import KeyProblem, Marks, Position, Reader
+
+LOG = logging.getLogger("cloud_sync")
+
+STREAMS = ("alerts", "data")
+STATUS_FILE = "status.json"
+REPORT_S = 10.0  # between two gateway status messages
+_GOODBYE_S = 3.0  # for the receipts of what is under way when the process is asked to end
+
+
+class Pace(NamedTuple):
+    """How a stream trades delay against work; the alerts' row wakes often and holds little."""
+
+    poll_s: float  # between two looks into the buffer when nothing waits there
+    blocks: int  # read at once
+    messages: int  # under way at most, unless a single block holds more
+    size: int  # bytes under way, likewise
+    mark_s: float  # between two durable marks: each costs the card a write
+
+
+PACES = {
+    "alerts": Pace(poll_s=0.1, blocks=64, messages=1_000, size=1 << 20, mark_s=0.2),
+    "data": Pace(poll_s=0.25, blocks=4, messages=10_000, size=4 << 20, mark_s=1.0),
+}
+_REST_RETRY = (0.5, 30.0)  # first and longest wait, seconds; it doubles until something is delivered
+_REST_FATAL = (5.0, 60.0)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a stream has done since the process began; written by its thread, read by the reporter."""
+
+    state: State = "waiting"
+    detail: str = "starting"
+    forwarded: int = 0
+    dropped: int = 0
+    last_delivery_ns: int = 0  # UTC
+    last_drop: str = ""
+    clock_quality: str = "unknown"
+    position: Position | None = None  # the mark: everything up to it is settled
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A block under way."""
+
+    position: Position
+    messages: int
+    size: int
+    settled: bool = False
+
+
+@dataclass(slots=True)
+class Stream:
+    """One stream's thread; `run` returns after `stop` is set."""
+
+    name: str
+    open_reader: Callable[[], Reader]
+    open_sink: Callable[[], Sink]
+    marks: Marks
+    encoder: Encoder
+    stop: threading.Event
+    pace: Pace
+    report: Callable[[], Message | None] = lambda: None  # a message of the forwarder's own that is due
+    progress: Progress = field(default_factory=Progress)
+    _reader: Reader | None = None
+    _sink: Sink | None = None
+    _flights: deque[_Flight] = field(default_factory=deque)
+    _messages: int = 0
+    _size: int = 0
+    _sent: Position | None = None
+    _reached: Position | None = None  # everything up to it is settled, though perhaps not yet marked
+    _marked_at: float = 0.0
+    _reporting: bool = False
+    _rest_s: float = 0.0
+    _rested_at: int = -1  # messages forwarded when it last rested
+
+    def run(self) -> None:
+        """Forward until told to stop."""
+        while not self.stop.is_set():
+            try:
+                self._forward()
+            except (Retry, Fatal) as trouble:
+                self._rest(trouble)
+        self._leave()
+
+    def _forward(self) -> None:
+        if self._sink is None:
+            self._sink = self.open_sink()
+        if self._reader is None:
+            self._reader = self.open_reader()
+            self._sent = self._reached = self.progress.position = self.marks.get(self.name)
+        sink, next_read = self._sink, 0.0
+        while not self.stop.is_set():
+            more = False
+            if self._room() and time.monotonic() >= next_read:
+                more = self._read(sink)
+                if not more:
+                    next_read = time.monotonic() + self.pace.poll_s
+            self._offer_report(sink)
+            for verdict in sink.settle(0.0 if more and self._room() else self.pace.poll_s):
+                self._settle(verdict)
+            self._mark()
+            self._show(*sink.state())
+
+    def _room(self) -> bool:
+        return self._messages < self.pace.messages and self._size < self.pace.size
+
+    def _read(self, sink: Sink) -> bool:
+        """Hands the next blocks to the sink; whether there may be more."""
+        assert self._reader is not None
+        try:
+            blocks = self._reader.read(self.name, self._sent, self.pace.blocks)
+        except (OSError, KeyProblem) as error:
+            raise Retry(f"buffer: {error}") from error
+        for block in blocks:
+            messages = self.encoder.block(block)
+            flight = _Flight(Position(block.instance, block.number), len(messages), sum(len(m.value) for m in messages))
+            self._flights.append(flight)
+            self._messages += flight.messages
+            self._size += flight.size
+            self._sent = flight.position
+            self.progress.clock_quality = block.clock_quality
+            sink.begin(flight, messages)
+        return bool(blocks)
+
+    def _settle(self, verdict: Settled) -> None:
+        flight = verdict.token
+        if not isinstance(flight, _Flight):  # the report: a newer one follows, so nothing is kept of it
+            self._reporting = False
+            return
+        if verdict.keep is not None:
+            raise verdict.keep
+        for rejected in verdict.rejected:
+            self.progress.dropped += 1
+            self.progress.last_drop = f"{rejected.dedup}: {rejected.reason}"
+            LOG.error("stream=%s event=dropped record=%s reason=%r", self.name, rejected.dedup, rejected.reason)
+        flight.settled = True
+        self._messages -= flight.messages
+        self._size -= flight.size
+        if verdict.accepted:
+            self.progress.forwarded += verdict.accepted
+            self.progress.last_delivery_ns = time.time_ns()
+        while self._flights and self._flights[0].settled:
+            self._reached = self._flights.popleft().position
+
+    def _mark(self, now: bool = False) -> None:
+        """Makes the progress durable, not more often than the pace allows."""
+        if self._reached is None or self._reached == self.progress.position:
+            return
+        at = time.monotonic()
+        if not now and at - self._marked_at < self.pace.mark_s:
+            return
+        try:
+            self.marks.set(self.name, self._reached)
+        except OSError as error:
+            raise Retry(f"mark cannot be written: {error}") from error
+        self.progress.position, self._marked_at = self._reached, at
+
+    def _offer_report(self, sink: Sink) -> None:
+        if self._reporting:
+            return
+        message = self.report()
+        if message is not None:
+            self._reporting = True
+            sink.begin(None, [message])
+
+    def _rest(self, trouble: Retry | Fatal) -> None:
+        """Forgets what is open and waits, longer each time until something was delivered."""
+        first, longest = _REST_FATAL if isinstance(trouble, Fatal) else _REST_RETRY
+        went_on = self.progress.forwarded != self._rested_at
+        self._rest_s = first if went_on else min(longest, max(first, 2 * self._rest_s))
+        self._rested_at = self.progress.forwarded
+        self._show("fatal" if isinstance(trouble, Fatal) else "waiting", str(trouble))
+        self._flights.clear()
+        self._messages = self._size = 0
+        self._reporting = False
+        self._sent = self._reached
+        if self._sink is not None:
+            try:
+                self._sink.reset()
+            except Fatal as error:
+                self._show("fatal", str(error))
+                self._sink = None
+        self.stop.wait(self._rest_s)
+
+    def _show(self, state: State, detail: str) -> None:
+        if state != self.progress.state:
+            LOG.log(
+                logging.INFO if state == "connected" else logging.WARNING,
+                "stream=%s state=%s detail=%r", self.name, state, detail,
+            )  # fmt: skip
+        self.progress.state, self.progress.detail = state, detail
+
+    def _leave(self) -> None:
+        if self._sink is not None:
+            with suppress(Retry, Fatal):
+                for verdict in self._sink.close(_GOODBYE_S):
+                    self._settle(verdict)
+        with suppress(Retry):
+            self._mark(now=True)
+
+
+class Busy(Exception):
+    """Another forwarder already works on this data folder."""
+
+
+class Forwarder:
+    """Both streams, the status file and the gateway's report; one at a time for each data folder."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        gateway: str,
+        open_reader: Callable[[], Reader],
+        open_sink: Callable[[str], Sink],
+        agent_socket: Path,
+    ) -> None:
+        """Raises: Busy when another process forwards this folder; OSError when the folder cannot be written."""
+        self._folder = data_dir / "cloud-sync"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _claim(self._folder / "lock")
+        self._open_reader, self._agent_socket = open_reader, agent_socket
+        self._encoder = Encoder(gateway)
+        self._gateway = gateway
+        self._started = time.monotonic()
+        self._run_id = f"cloud-sync-{uuid.uuid4().hex}"
+        self._reports = 0
+        self._report: Message | None = None
+        self._reader: Reader | None = None
+        self._failure: BaseException | None = None
+        self.stop = threading.Event()
+        marks = Marks(data_dir)
+        self.streams = [
+            Stream(
+                name,
+                open_reader,
+                lambda name=name: open_sink(name),  # type: ignore[misc]
+                marks,
+                Encoder(gateway),
+                self.stop,
+                PACES[name],
+                self._take_report if name == "alerts" else lambda: None,
+            )
+            for name in STREAMS
+        ]
+
+    def run(self) -> None:
+        """Forward until `stop` is set. Raises: what a stream's thread died of, because a silent one would look well."""
+        threads = [threading.Thread(target=self._guard, args=(stream,), name=stream.name) for stream in self.streams]
+        for thread in threads:
+            thread.start()
+        next_report = time.monotonic()
+        try:
+            while not self.stop.is_set():
+                status = self.status()
+                if time.monotonic() >= next_report:
+                    next_report = time.monotonic() + REPORT_S
+                    self._report = self._compose(status)
+                self._write(status)
+                self.stop.wait(1.0)
+        finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join()
+            self._write({**self.status(), "state": "stopped", "detail": "stopped"})
+            os.close(self._lock)
+        if self._failure is not None:
+            raise self._failure
+
+    def status(self) -> dict[str, Any]:
+        """The state that the status file holds."""
+        progress = {stream.name: stream.progress for stream in self.streams}
+        worst = max(progress.values(), key=lambda item: ("connected", "waiting", "fatal").index(item.state))
+        backlog, oldest_s, trouble = self._backlog()
+        last = max(item.last_delivery_ns for item in progress.values())
+        return {
+            "state": worst.state,
+            "detail": worst.detail or trouble,
+            "streams": {name: {"state": item.state, "detail": item.detail} for name, item in progress.items()},
+            "forwarded": {name: item.forwarded for name, item in progress.items()},
+            "dropped": {name: item.dropped for name, item in progress.items()},
+            "last_drop": next((item.last_drop for item in progress.values() if item.last_drop), ""),
+            "backlog_records": backlog,
+            "backlog_oldest_s": oldest_s,
+            "last_delivery_utc": self._encoder.utc(last) if last else None,
+            "guarantee": "at least once",
+            "gateway": self._gateway,
+            "pid": os.getpid(),
+            "utc": self._encoder.utc(time.time_ns()),
+            "uptime_s": round(time.monotonic() - self._started, 1),
+        }
+
+    def _guard(self, stream: Stream) -> None:
+        try:
+            stream.run()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with it
+            self._failure = error
+            self.stop.set()
+
+    def _backlog(self) -> tuple[int | None, float | None, str]:
+        """Records behind the marks, age of the oldest in seconds, and why they cannot be counted."""
+        try:
+            if self._reader is None:
+                self._reader = self._open_reader()
+            raise NotImplementedError
+        except (OSError, Retry, Fatal, KeyProblem) as error:
+            return None, None, str(error)
+
+    def _compose(self, status: dict[str, Any]) -> Message:
+        self._reports += 1
+        facts = {
+            "state": status["state"],
+            "detail": status["detail"],
+            "agent_listening": _listens(self._agent_socket),
+            **{key: status[key] for key in ("backlog_records", "backlog_oldest_s", "forwarded", "dropped")},
+            "version": __version__,
+            "uptime_s": status["uptime_s"],
+            "clock_quality": self.streams[-1].progress.clock_quality,
+        }
+        return self._encoder.gateway_status(self._run_id, self._reports, time.time_ns(), time.monotonic_ns(), facts)
+
+    def _take_report(self) -> Message | None:
+        report, self._report = self._report, None
+        return report
+
+    def _write(self, status: dict[str, Any]) -> None:
+        path = self._folder / STATUS_FILE
+        fresh = path.with_suffix(".new")
+        with suppress(OSError):  # a full or failing disk must not end the forwarding that may empty it
+            fresh.write_bytes(msgspec.json.encode(status))
+            fresh.replace(path)
+
+
+def _claim(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise Busy(f"{path} is held by another cloud-sync") from error
+    return descriptor
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0.2)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

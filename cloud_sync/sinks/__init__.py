@@ -1,0 +1,76 @@
+"""The contract of a sink: batches in, one verdict for each batch out.
+
+A batch is what the buffer sealed together. The sink answers every batch exactly once: each of its messages is
+accepted by the receiver or rejected for good, or the whole batch is kept, that is, nothing is known to have arrived
+and the forwarder will read it again from the buffer. Errors are named by what the caller does next: `Drop` this one
+message and go on, `Retry` after a while, or stop and ask a person (`Fatal`), looking again from time to time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+
+class Retry(Exception):
+    """Nothing is wrong with the messages: keep them and try again after a while."""
+
+
+class Drop(Exception):
+    """The receiver will never take this message: count it, say so, go on with the next."""
+
+
+class Fatal(Exception):
+    """Nothing can be sent until a person changes something; keep everything and look again slowly."""
+
+
+class Message(NamedTuple):
+    """One record, encoded: a sink adds only how the receiver addresses it."""
+
+    topic: str  # alerts, observations, waveforms or status; the sink puts the configured prefix before it
+    key: str  # messages of one key keep their order: the bed, or the gateway for its own
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+    @property
+    def dedup(self) -> str:
+        """gateway/instance/sequence: the same for every copy of one record."""
+        return next((value.decode() for name, value in self.headers if name == "dedup"), "")
+
+
+class Rejected(NamedTuple):
+    """A message that the receiver refused for good."""
+
+    dedup: str
+    reason: str
+
+
+class Settled(NamedTuple):
+    """The verdict on one batch."""
+
+    token: object  # as given to `begin`
+    accepted: int  # messages the receiver has confirmed; 0 when the batch is kept
+    rejected: tuple[Rejected, ...] = ()
+    keep: Retry | Fatal | None = None  # set: send the whole batch again, later
+
+
+State = Literal["connected", "waiting", "fatal"]
+
+
+class Sink(Protocol):
+    """One way to one receiver, used by one thread; every call returns within the time it is given."""
+
+    def begin(self, token: object, messages: Sequence[Message]) -> None:
+        """Takes a batch; its verdict comes out of `settle`. Messages of one key leave in the order of the calls."""
+
+    def settle(self, timeout_s: float) -> list[Settled]:
+        """Verdicts that are ready, waiting up to `timeout_s` seconds for the first; lets the sink do its work."""
+
+    def state(self) -> tuple[State, str]:
+        """Whether the receiver answers, and the last trouble in words."""
+
+    def reset(self) -> None:
+        """Forgets every batch without a verdict; the caller sends them again. Raises: Fatal when it cannot reopen."""
+
+    def close(self, timeout_s: float) -> list[Settled]:
+        """Verdicts that still come within `timeout_s` seconds; the rest stays unsettled, and the sink is gone."""

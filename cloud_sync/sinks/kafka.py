@@ -1,0 +1,373 @@
+"""Kafka: the idempotent producer of librdkafka, acks=all, no message timeout.
+
+Theory of operation. Messages wait in librdkafka's queue for as long as the brokers are away; the forwarder bounds how
+many those are, so an outage costs no memory. A delivery report settles each message, and the last one of a batch
+settles the batch. What the report says decides: confirmed; refused for good; or kept, when something other than the
+message is wrong (authorisation, an unknown topic, a clock the broker does not accept).
+
+A broker judges size and validity by the batch that librdkafka formed on the way, so one oversized record takes
+innocent neighbours with it. Such a refusal therefore keeps everything and, after `reset`, the unsettled batches go
+one message a request; only a refusal met there is the message's own. Then batches return, half as large when no
+single message was to blame.
+
+One producer serves one stream, so that alerts have a connection and a queue of their own.
+
+Source: librdkafka CONFIGURATION.md and the idempotent-producer chapter of its INTRODUCTION.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from cloud_sync.sinks import Fatal, Message, Rejected, Retry, Settled, State
+from edge_agent import config
+
+LOG = logging.getLogger("cloud_sync.kafka")
+
+Properties = dict[str, str | int | bool]
+
+_BATCH_BYTES = 256 * 1024  # a quarter of the default limit of a topic (1 MiB), so that batches fit stricter ones too
+_BATCH_BYTES_LEAST = 16 * 1024
+
+# Properties that the configuration states by its own keys, or that the guarantees rest on.
+_OWNED: dict[str, str] = {
+    "bootstrap.servers": "set cloud.kafka.bootstrap",
+    "metadata.broker.list": "set cloud.kafka.bootstrap",
+    "security.protocol": "set cloud.kafka.security",
+    "ssl.ca.location": "set cloud.kafka.ca",
+    "ssl.certificate.location": "set cloud.kafka.certificate",
+    "ssl.key.location": "set cloud.kafka.private_key",
+    "sasl.mechanism": "set cloud.kafka.sasl_mechanism",
+    "sasl.mechanisms": "set cloud.kafka.sasl_mechanism",
+    "sasl.username": "set cloud.kafka.sasl_username",
+    "sasl.password": "set cloud.kafka.sasl_password to credential:NAME or file:PATH",
+    **dict.fromkeys(
+        ("ssl.key.password", "ssl.key.pem", "ssl.keystore.password", "sasl.oauthbearer.client.secret"),
+        "remove it: a secret never stands in the configuration",
+    ),
+    **dict.fromkeys(
+        (
+            "enable.idempotence",
+            "acks",
+            "request.required.acks",
+            "message.timeout.ms",
+            "delivery.timeout.ms",
+            "message.send.max.retries",
+            "retries",
+            "delivery.report.only.error",
+            "transactional.id",
+            "statistics.interval.ms",
+            "log.queue",
+            "test.mock.num.brokers",
+        ),
+        "remove it: nothing-is-lost rests on the forwarder's own value",
+    ),
+}
+_SECURITY = {
+    "plaintext": "PLAINTEXT",
+    "tls": "SSL",
+    "mtls": "SSL",
+    "sasl_tls": "SASL_SSL",
+    "sasl_plaintext": "SASL_PLAINTEXT",
+}
+_REFUSED_BATCH = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD))
+_RETRY = frozenset((KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._PURGE_QUEUE,
+                    KafkaError._PURGE_INFLIGHT))  # fmt: skip
+_LOGIN = frozenset((KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL,
+                    KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM))  # fmt: skip
+
+
+def properties(loaded: config.Loaded) -> Properties:
+    """librdkafka's properties for `[cloud.kafka]`, tried out on a producer that connects to nothing.
+
+    Raises: config.ConfigError naming the key that is missing, unknown, reserved or wrong.
+    """
+    kafka = loaded.config.cloud.kafka
+    if kafka is None:
+        raise loaded.error(("cloud", "kafka"), "missing", "add a [cloud.kafka] table with bootstrap and security")
+    out: Properties = {"bootstrap.servers": kafka.bootstrap, "security.protocol": _SECURITY[kafka.security]}
+    for key, name in (
+        ("ca", "ssl.ca.location"),
+        ("certificate", "ssl.certificate.location"),
+        ("private_key", "ssl.key.location"),
+    ):
+        path = getattr(kafka, key)
+        if path is None or "plaintext" in kafka.security:
+            continue
+        path = loaded.resolve(path)
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise _wrong(loaded, key, f"{path} cannot be read: {error.strerror}", "give a PEM file") from error
+        out[name] = str(path)
+        _try(loaded, key, {"security.protocol": "SSL", **_tls(out)})
+    if kafka.security.startswith("sasl"):
+        out["sasl.mechanisms"] = kafka.sasl_mechanism
+        out["sasl.username"] = kafka.sasl_username
+        try:
+            out["sasl.password"] = config.secret(loaded, kafka.sasl_password)
+        except OSError as error:
+            raise _wrong(loaded, "sasl_password", str(error), "the secret must exist and be readable") from error
+    for name, value in kafka.options.items():
+        if name in _OWNED:
+            raise _wrong(loaded, f"options.{name}", "not an option", _OWNED[name])
+        _try(loaded, f"options.{name}", {name: value})
+    out.update(kafka.options)
+    _try(loaded, "options", out)
+    return out
+
+
+def _tls(known: Properties) -> Properties:
+    return {name: value for name, value in known.items() if name.startswith("ssl.")}
+
+
+def _wrong(loaded: config.Loaded, key: str, reason: str, remedy: str) -> config.ConfigError:
+    return loaded.error(("cloud", "kafka", *key.split(".")), reason, remedy)
+
+
+def _try(loaded: config.Loaded, key: str, some: Properties) -> None:
+    try:
+        Producer({"log_level": 0, "enable.idempotence": True, **some})
+    except KafkaException as error:
+        remedy = "librdkafka's CONFIGURATION.md lists the properties of a producer"
+        raise _wrong(loaded, key, error.args[0].str(), remedy) from error
+
+
+class _Broker(msgspec.Struct):
+    state: str = ""
+    source: str = ""
+
+
+class _Statistics(msgspec.Struct):
+    brokers: dict[str, _Broker] = {}
+
+
+_STATISTICS = msgspec.json.Decoder(_Statistics)
+
+
+class _Batch:
+    """What is still open of one batch; its method is the delivery callback."""
+
+    __slots__ = ("accepted", "keep", "open", "rejected", "sink", "token")
+
+    def __init__(self, sink: KafkaSink, token: object, count: int) -> None:
+        self.sink: KafkaSink | None = sink  # None once the sink was reset: late reports are nobody's
+        self.token = token
+        self.open = count
+        self.accepted = 0
+        self.rejected: list[Rejected] = []
+        self.keep: Retry | Fatal | None = None
+
+    def delivered(self, error: Any, message: Any) -> None:
+        """One message's fate, called by librdkafka inside `poll`."""
+        if self.sink is None:
+            return
+        if error is None:
+            self.accepted += 1
+        else:
+            self.sink.failed(self, error, message)
+        self.close(1)
+
+    def close(self, count: int) -> None:
+        self.open -= count
+        if self.open <= 0 and self.sink is not None:
+            self.sink.finished(self)
+
+
+class KafkaSink:
+    """A sinks.Sink over one producer of its own."""
+
+    def __init__(self, given: Properties, prefix: str, client_id: str, linger_ms: int) -> None:
+        """Raises: Fatal when librdkafka does not take the properties."""
+        self._given, self._prefix, self._client_id, self._linger_ms = given, prefix, client_id, linger_ms
+        self._batch_bytes = _BATCH_BYTES
+        self._singly = False  # one message a request
+        self._singly_left = 0  # batches that still go so
+        self._blame_batch = True  # no single message was refused since `_singly` began
+        self._narrow = False  # the next producer sends singly
+        self._open: dict[int, _Batch] = {}
+        self._waiting: deque[tuple[_Batch, deque[Message]]] = deque()
+        self._finished: list[_Batch] = []
+        self._up = False
+        self._trouble = "connecting"
+        self._login = ""  # why the brokers do not let us in; cleared when one does
+        self._refused = ""  # why messages were kept; cleared when one is confirmed
+        self._producer = self._create()
+
+    def begin(self, token: object, messages: Sequence[Message]) -> None:
+        """Takes a batch; its verdict comes out of `settle`."""
+        batch = _Batch(self, token, len(messages))
+        self._open[id(batch)] = batch
+        if not messages:
+            batch.close(0)
+            return
+        self._waiting.append((batch, deque(messages)))
+        self._pump()
+
+    def settle(self, timeout_s: float) -> list[Settled]:
+        """Verdicts that are ready, waiting up to `timeout_s` seconds for the first."""
+        self._producer.poll(0 if self._finished else timeout_s)
+        if self._waiting:
+            self._pump()
+        out = [
+            Settled(batch.token, 0 if batch.keep else batch.accepted, tuple(batch.rejected), batch.keep)
+            for batch in self._finished
+        ]
+        self._finished.clear()
+        return out
+
+    def state(self) -> tuple[State, str]:
+        """Whether a broker answers, and the last trouble in words."""
+        if self._login or self._refused:
+            return "fatal", self._login or self._refused
+        return ("connected", "") if self._up else ("waiting", self._trouble)
+
+    def reset(self) -> None:
+        """Forgets every batch without a verdict, with a new producer. Raises: Fatal when it cannot be made."""
+        unsettled = len(self._open) + len(self._finished)
+        self._discard()
+        if self._narrow:
+            self._singly, self._narrow, self._blame_batch = True, False, True
+            self._singly_left = max(1, unsettled)
+        self._producer = self._create()
+
+    def close(self, timeout_s: float) -> list[Settled]:
+        """Verdicts that still come within `timeout_s` seconds."""
+        self._waiting.clear()
+        self._producer.flush(timeout_s)
+        out = self.settle(0)
+        self._discard()
+        return out
+
+    def failed(self, batch: _Batch, error: Any, message: Any) -> None:
+        """Sorts a delivery error into rejected, Retry or Fatal."""
+        code = error.code()
+        if code in _REFUSED_BATCH and self._singly:
+            self._blame_batch = False
+            batch.rejected.append(Rejected(_dedup(message.value()), error.str()))
+        elif code in _REFUSED_BATCH:
+            self._narrow = True
+            batch.keep = Retry(f"{error.str()}: a batch was refused, its messages are sent one by one")
+        elif code in _RETRY or error.retriable():
+            batch.keep = batch.keep or Retry(error.str())
+        else:
+            self._refused = f"{message.topic()}: {error.str()}" if message.topic() else error.str()
+            batch.keep = Fatal(self._refused)
+
+    def finished(self, batch: _Batch) -> None:
+        """Moves a batch whose last message is settled to the verdicts."""
+        self._open.pop(id(batch), None)
+        self._finished.append(batch)
+        if batch.accepted:
+            self._refused = ""
+        if self._singly:
+            self._singly_left -= 1
+
+    def _create(self) -> Producer:
+        try:
+            return Producer(
+                {
+                    "client.id": self._client_id,
+                    "linger.ms": self._linger_ms,
+                    "compression.type": "zstd",
+                    "partitioner": "murmur2_random",  # the same partition for a bed as Java producers choose
+                    "queue.buffering.max.messages": 50_000,
+                    "queue.buffering.max.kbytes": 32 * 1024,
+                    "reconnect.backoff.max.ms": 5_000,
+                    "socket.connection.setup.timeout.ms": 10_000,
+                    "socket.timeout.ms": 30_000,
+                    "socket.keepalive.enable": True,
+                    "log_level": 2,  # changes of state are logged by the forwarder, once
+                    **self._given,
+                    "batch.size": min(self._batch_bytes, int(self._given.get("batch.size", self._batch_bytes))),
+                    "batch.num.messages": 1 if self._singly else self._given.get("batch.num.messages", 10_000),
+                    "enable.idempotence": True,
+                    "acks": "all",
+                    "message.timeout.ms": 0,  # never: the buffer's quota decides how long a record is kept
+                    "statistics.interval.ms": 1_000,
+                    "error_cb": self._error,
+                    "stats_cb": self._statistics,
+                },
+                logger=LOG,
+            )
+        except KafkaException as error:
+            raise Fatal(error.args[0].str()) from error
+
+    def _discard(self) -> None:
+        for batch in (*self._open.values(), *self._finished):
+            batch.sink = None
+        self._open.clear()
+        self._waiting.clear()
+        self._finished.clear()
+        self._producer.purge(in_queue=True, in_flight=True, blocking=True)
+        self._producer.poll(0)
+
+    def _pump(self) -> None:
+        """Hands waiting messages to librdkafka, in order, until its queue is full."""
+        if self._singly and self._singly_left <= 0 and not self._batches_again():
+            return
+        while self._waiting:
+            batch, messages = self._waiting[0]
+            while messages:
+                message = messages[0]
+                try:
+                    self._producer.produce(
+                        f"{self._prefix}.{message.topic}",
+                        message.value,
+                        message.key,
+                        on_delivery=batch.delivered,
+                        headers=message.headers,
+                    )
+                except BufferError:
+                    return
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                        self._refused = error.args[0].str()
+                        batch.keep = Fatal(self._refused)
+                        self._waiting.popleft()
+                        batch.close(len(messages))
+                        return
+                    batch.rejected.append(Rejected(message.dedup, error.args[0].str()))
+                    messages.popleft()
+                    batch.close(1)
+                else:
+                    messages.popleft()
+            self._waiting.popleft()
+
+    def _batches_again(self) -> bool:
+        """Ends sending singly once nothing is under way; False while something is."""
+        if len(self._producer):
+            return False
+        self._singly = False
+        if self._blame_batch:
+            self._batch_bytes = max(_BATCH_BYTES_LEAST, self._batch_bytes // 2)
+        self._producer = self._create()
+        return True
+
+    def _error(self, error: Any) -> None:
+        code = error.code()
+        if code in _LOGIN or error.fatal():
+            self._login = error.str()
+        elif code == KafkaError._ALL_BROKERS_DOWN:
+            self._up = False
+        else:
+            self._trouble = error.str()
+
+    def _statistics(self, text: str) -> None:
+        self._up = any(
+            broker.state == "UP" and broker.source in ("configured", "learned")
+            for broker in _STATISTICS.decode(text).brokers.values()
+        )
+        if self._up:
+            self._login = ""
+
+
+def _dedup(value: bytes) -> str:
+    envelope = msgspec.json.decode(value)
+    return f"{envelope['gateway']}/{envelope['instance']}/{envelope['sequence']}"

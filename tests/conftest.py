@@ -1,0 +1,36 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import kafka_broker
+import pytest
+
+
+def _kafka_or_skip() -> None:
+    why = kafka_broker.missing()
+    if why and os.environ.get("CI"):
+        pytest.fail(f"CI runs the real Kafka: {why}")
+    if why:
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka_broker.Broker]:
+    """A running broker that tests share: use a topic prefix of your own, and leave it running."""
+    _kafka_or_skip()
+    broker = kafka_broker.Broker(tmp_path_factory.mktemp("kafka")).start()
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[kafka_broker.Broker]:
+    """A broker of the test's own, not yet started, for tests that stop or kill it."""
+    _kafka_or_skip()
+    broker = kafka_broker.Broker(tmp_path / "kafka")
+    yield broker
+    broker.kill()

@@ -1,0 +1,274 @@
+"""A real Apache Kafka for tests and measurements: one KRaft node from its published jars, on free ports.
+
+    python tests/kafka_broker.py fetch                      copies the jars into .cache/kafka (needs Maven once)
+    python tests/kafka_broker.py run --port-file FILE       runs a broker in the foreground until a signal
+
+Listeners: plain, TLS, TLS with client certificates, and SASL over TLS. Everybody may do everything except the SASL
+user `stranger`, who may do nothing until a test grants it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+ROOT = Path(__file__).resolve().parent.parent
+POM = Path(__file__).resolve().parent / "kafka" / "pom.xml"
+CACHE = ROOT / ".cache" / "kafka"
+# Stated, because Maven would otherwise choose a version of its own that changes with the machine.
+COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+SASL_USER, SASL_PASSWORD = "bedside", "correct horse"
+STRANGER = "stranger"
+
+
+def missing() -> str:
+    """Why no broker can be run here; empty when one can."""
+    if shutil.which("java") is None:
+        return "java is not installed (Java 17 or newer runs the broker)"
+    if not _complete() and shutil.which("mvn") is None:
+        return "mvn is not installed and .cache/kafka does not hold the broker's jars"
+    return ""
+
+
+def _complete() -> bool:
+    """Whether the cache holds exactly what pom.xml asks for: the stamp is a copy of it."""
+    stamp = CACHE / "pom.xml"
+    return stamp.exists() and stamp.read_bytes() == POM.read_bytes()
+
+
+def fetch() -> Path:
+    """The folder of the broker's jars, filled by Maven when it is not complete."""
+    jars = CACHE / "jars"
+    if _complete():
+        return jars
+    shutil.rmtree(CACHE, ignore_errors=True)
+    command = ["mvn", "-q", "-B", "-f", str(POM), COPY, "-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"Maven could not fetch the broker: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    shutil.copyfile(POM, CACHE / "pom.xml")
+    return jars
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Certificate(NamedTuple):
+    """A certificate with its key, as PEM files; `both` is the two in one file."""
+
+    certificate: Path
+    private_key: Path
+    both: Path
+
+
+class Authority:
+    """A certificate authority of the tests' own."""
+
+    def __init__(self, folder: Path, name: str = "test authority") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        made = self._builder(self._name, self._key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+        self.path = folder / "ca.pem"
+        self.path.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str) -> Certificate:
+        """A certificate for client and server use on the loopback address."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names = x509.SubjectAlternativeName(
+            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        )
+        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+        made = self._builder(subject, key).add_extension(names, critical=False).add_extension(usage, critical=False)
+        certificate = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        private_key = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        out = Certificate(*(self._folder / f"{name}.{kind}.pem" for kind in ("certificate", "key", "both")))
+        out.certificate.write_bytes(certificate)
+        out.private_key.write_bytes(private_key)
+        out.both.write_bytes(private_key + certificate)
+        return out
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=2))
+        )
+
+
+class Broker:
+    """One node; stop or kill it and start it again on the same ports and data."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        """`settings` are broker properties with underscores for dots."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._jars = fetch()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.authority = Authority(folder / "tls")
+        self.client = self.authority.issue("gateway")
+        server = self.authority.issue("broker")
+        ports = {name: free_port() for name in ("PLAIN", "TLS", "MTLS", "SASL", "CONTROLLER")}
+        self.bootstrap, self.tls, self.mtls, self.sasl = (
+            f"127.0.0.1:{ports[name]}" for name in ("PLAIN", "TLS", "MTLS", "SASL")
+        )
+        listeners = {name: f"{name}://127.0.0.1:{port}" for name, port in ports.items()}
+        properties = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{ports['CONTROLLER']}",
+            "listeners": ",".join(listeners.values()),
+            "advertised.listeners": ",".join(value for name, value in listeners.items() if name != "CONTROLLER"),
+            "listener.security.protocol.map": "PLAIN:PLAINTEXT,CONTROLLER:PLAINTEXT,TLS:SSL,MTLS:SSL,SASL:SASL_SSL",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAIN",
+            "log.dirs": str(folder / "data"),
+            "num.partitions": "3",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "3",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "3",
+            "group.initial.rebalance.delay.ms": "0",
+            "broker.session.timeout.ms": "2000",  # after a kill the node may register again only when this is over
+            "broker.heartbeat.interval.ms": "500",
+            "log.cleaner.enable": "false",  # its buffer alone is half of the small heap
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(server.both),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.authority.path),
+            "listener.name.mtls.ssl.client.auth": "required",
+            "listener.name.sasl.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.sasl.scram-sha-512.sasl.jaas.config": (
+                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            ),
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": f"User:ANONYMOUS;User:CN=gateway;User:{SASL_USER}",
+            **{name.replace("_", "."): value for name, value in settings.items()},
+        }
+        self._properties = folder / "server.properties"
+        self._properties.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+        cluster = uuid.uuid4().hex[:22]
+        scram = [f"SCRAM-SHA-512=[name={user},password={SASL_PASSWORD}]" for user in (SASL_USER, STRANGER)]
+        self._java(
+            "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties),
+            *(part for entry in scram for part in ("--add-scram", entry)),
+        ).wait(60)  # fmt: skip
+        if not (folder / "data" / "meta.properties").exists():
+            raise RuntimeError(f"the broker's storage was not formatted: {self._log()}")
+
+    def start(self, deadline_s: float = 60.0) -> Broker:
+        """Runs the node and returns when it answers."""
+        assert self._process is None, "the broker runs already"
+        self._process = self._java("kafka.Kafka", str(self._properties))
+        end = time.monotonic() + deadline_s
+        client = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 200})
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the broker ended with {self._process.returncode}: {self._log()}")
+            try:
+                if client.list_topics(timeout=1.0).brokers:
+                    return self
+            except KafkaException:
+                if time.monotonic() > end:
+                    self.kill()
+                    raise TimeoutError(f"the broker did not answer within {deadline_s} s: {self._log()}") from None
+
+    def stop(self) -> None:
+        """Asks the node to end and waits for it."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends the node at once, as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(30)
+
+    def _java(self, *command: str) -> subprocess.Popen[bytes]:
+        small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true"]
+        with (self.folder / "broker.log").open("ab") as log:
+            return subprocess.Popen(
+                ["java", *small, "-cp", f"{self._jars}/*", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env={key: value for key, value in os.environ.items() if key != "CLASSPATH"},
+            )
+
+    def _log(self) -> str:
+        return (self.folder / "broker.log").read_text(errors="replace")[-3000:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("fetch", "run"))
+    parser.add_argument("--port-file", type=Path, help="gets host:port of the plain listener")
+    options = parser.parse_args()
+    why = missing()
+    if why:
+        print(why, file=sys.stderr)
+        return 69  # sysexits.h EX_UNAVAILABLE
+    if options.command == "fetch":
+        print(fetch())
+        return 0
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with tempfile.TemporaryDirectory(prefix="bedside-kafka-") as folder:
+        broker = Broker(Path(folder)).start()
+        print(broker.bootstrap, flush=True)
+        if options.port_file is not None:
+            fresh = options.port_file.with_name(options.port_file.name + ".new")
+            fresh.write_text(broker.bootstrap + "\n")
+            fresh.replace(options.port_file)
+        stop.wait()
+        broker.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
