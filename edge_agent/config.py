@@ -6,6 +6,7 @@ it names the files or systemd credentials that hold them. Every key is documente
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -205,6 +206,27 @@ def load(path: Path) -> Loaded:
     loaded = Loaded(config, path, lines)
     _check_references(loaded)
     return loaded
+
+
+def secret(loaded: Loaded, spec: str) -> str:
+    """The text of a secret named by credential:NAME or file:PATH, without its last line end.
+
+    Raises: OSError when there is none, or it is not UTF-8 text; its words name the place that was looked at.
+    """
+    provider, _, name = spec.partition(":")
+    if provider == "credential":
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            raise OSError(f"{spec}: not started by systemd with LoadCredential= or LoadCredentialEncrypted=")
+        place = Path(folder) / name
+    else:
+        place = loaded.resolve(Path(name))
+    try:
+        return place.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise OSError(f"{place} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise OSError(f"{place} is not UTF-8 text") from error
 
 
 def _first_error(path: Path, lines: dict[Key, int], error: ValidationError) -> ConfigError:
