@@ -1,0 +1,192 @@
+"""Alarm latency: from the client's last byte to the `record` edge, against an asyncio echo of the same bytes.
+
+Client, agent and echo server are separate processes. Every second message is out of limits with delay 0, so it must
+raise the alarm, and the one after it must end it. Rounds of echo and agent alternate, so that both see the same noise.
+The client's clock is read before the send, the edge's stands in the record line; both are CLOCK_MONOTONIC.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.gateway import Gateway, connect, free_port, wait_until
+from bench.messages import frame
+
+RATE_HZ = 100
+ROUNDS = 5
+MESSAGES = 400  # a round, of each kind
+WARM_UP = 100
+
+ECHO = """
+import asyncio, socket, sys
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.transport = transport
+    def data_received(self, data):
+        self.transport.write(data)
+async def main():
+    server = await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def echo_server() -> Iterator[int]:
+    """Port of an asyncio echo server in a process of its own."""
+    port = free_port()
+    child = subprocess.Popen([sys.executable, "-c", ECHO, str(port)])
+    try:
+        wait_until(lambda: _accepts(port), 10, "the echo server's start")
+        yield port
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _paced(count: int) -> Iterator[int]:
+    start = time.monotonic_ns()
+    for number in range(count):
+        while (left := start + number * 1_000_000_000 // RATE_HZ - time.monotonic_ns()) > 0:
+            time.sleep(left / 1e9)
+        yield number
+
+
+def echo_round(client: socket.socket, first: int, count: int) -> list[int]:
+    """Round-trip times in ns."""
+    times = []
+    for number in _paced(count):
+        data = frame(first + number)
+        start = time.monotonic_ns()
+        client.sendall(data)
+        left = len(data)
+        while left:
+            left -= len(client.recv(65536))
+        times.append(time.monotonic_ns() - start)
+    return times
+
+
+def agent_round(client: socket.socket, first: int, count: int, limits: bool = True) -> list[int]:
+    """Send times in ns of the messages that are out of limits; acknowledgements are read and dropped."""
+    waiting = selectors.DefaultSelector()
+    waiting.register(client, selectors.EVENT_READ)
+    sent = []
+    for number in _paced(count):
+        low = limits and number % 2 == 0
+        data = frame(first + number, spo2=80.0 if low else 97.0)
+        start = time.monotonic_ns()
+        client.sendall(data)
+        if low:
+            sent.append(start)
+        while waiting.select(0):
+            client.recv(65536)
+    return sent
+
+
+def edges(path: Path) -> list[int]:
+    """Times in ns at which the red light went on."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        line["at_ns"] for line in lines if line["output"] == "red" and line["on"] and line["condition"] == "spo2_low"
+    ]
+
+
+def matched(sent: list[int], seen: list[int]) -> tuple[list[int], int]:
+    """Delay of each raise to its edge, and how many raises had none before the next raise."""
+    delays, missed, position = [], 0, 0
+    for number, start in enumerate(sent):
+        end = sent[number + 1] if number + 1 < len(sent) else start + 1_000_000_000
+        while position < len(seen) and seen[position] < start:
+            position += 1
+        if position < len(seen) and seen[position] < end:
+            delays.append(seen[position] - start)
+        else:
+            missed += 1
+    return delays, missed
+
+
+def percentile(values: list[int], share: float) -> float:
+    """The value below which `share` of the values lie, in microseconds."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))] / 1000
+
+
+def scenario(name: str, gateway: Gateway, *, stalled: Path | None = None) -> dict[str, object]:
+    """One gateway and the echo, round by round."""
+    echo_times: list[int] = []
+    sent: list[int] = []
+    with gateway, echo_server() as echo_port:
+        client, echo = connect(gateway.port), connect(echo_port)
+        agent_round(client, 0, WARM_UP)
+        echo_round(echo, 0, WARM_UP)
+        if stalled is not None:
+            stalled.touch()
+        number = WARM_UP
+        for _ in range(ROUNDS):
+            echo_times += echo_round(echo, number, MESSAGES)
+            sent += agent_round(client, number, MESSAGES)
+            number += MESSAGES
+        wait_until(lambda: len(edges(gateway.edges)) >= len(sent), 10, "the last edge")
+        delays, missed = matched(sent, edges(gateway.edges))
+        if stalled is not None:
+            stalled.unlink()
+        for each in (client, echo):
+            each.close()
+    result: dict[str, object] = {"scenario": name, "raised": len(sent), "missed": missed}
+    for label, values in (("agent", delays), ("echo", echo_times)):
+        result[f"{label}_p50_us"] = round(percentile(values, 0.5), 1)
+        result[f"{label}_p99_us"] = round(percentile(values, 0.99), 1)
+    result["p50_ratio"] = round(percentile(delays, 0.5) / percentile(echo_times, 0.5), 2)
+    result["p99_ratio"] = round(percentile(delays, 0.99) / percentile(echo_times, 0.99), 2)
+    return result
+
+
+def stall_library(folder: Path) -> Path:
+    """The disk that does not answer, compiled. Raises: RuntimeError when there is no C compiler."""
+    library = folder / "stall.so"
+    source = Path(__file__).with_name("stall.c")
+    try:
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeError(f"the stalled disk needs a C compiler (apt install gcc libc6-dev): {error}") from error
+    return library
+
+
+def run() -> list[dict[str, object]]:
+    """Base, broker down, disk stalled."""
+    results = [scenario("base", Gateway())]
+    results.append(scenario("broker down", Gateway(broker=f"127.0.0.1:{free_port()}")))
+    with tempfile.TemporaryDirectory(prefix="bedside-stall-") as folder:
+        flag = Path(folder) / "stalled"
+        gateway = Gateway()
+        gateway_preload = {
+            "LD_PRELOAD": str(stall_library(Path(folder))),
+            "STALL_BELOW": str(gateway.data_dir),
+            "STALL_FLAG": str(flag),
+            "STALL_MS": "2000",
+        }
+        gateway.preload(gateway_preload)
+        results.append(scenario("disk stalled", gateway, stalled=flag))
+    base = results[0]
+    for result in results[1:]:
+        # each scenario has its own echo, so that the comparison does not see the machine's drift
+        result["p50_to_base"] = round(float(str(result["p50_ratio"])) / float(str(base["p50_ratio"])), 2)
+        result["p99_to_base"] = round(float(str(result["p99_ratio"])) / float(str(base["p99_ratio"])), 2)
+    return results
