@@ -139,8 +139,8 @@ class CaptureWriter:
         self._header = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **(header or {})}
         self._pending_limit = pending_bytes
         self._max_file_bytes = max_file_bytes
-        # Each counter is changed by one thread only, so none needs a lock: put_in, refused and unmarked by the caller's,
-        # taken and lost by the writing one.
+        # Each counter is changed by one thread only, so none needs a lock: put_in, refused and unmarked by the
+        # caller's, taken and lost by the writing one.
         self._put_in = 0
         self._refused = 0
         self._taken = 0
