@@ -52,7 +52,8 @@ def render(status: Status, width: int = 120, height: int = 40) -> RenderableType
     foot = _footer(status)
     sources = _sources(status, width)
     gateway = _alarm_lines(status.get("gateway_alarms", ()))
-    fixed = 5 + len(foot) + (sources.row_count + 2 if sources else 0) + (1 if gateway else 0)  # 5: title and headings
+    foot_lines = sum(-(-len(line) // width) for line in foot)
+    fixed = 5 + foot_lines + (sources.row_count + 2 if sources else 0) + (1 if gateway else 0)  # 5: title and headings
     shown, hidden = _fit(status.get("beds", ()), height - fixed)
     parts: list[RenderableType] = [_title(status)]
     if gateway:
@@ -87,9 +88,24 @@ def plain_line(status: Status) -> str:
     )
 
 
-def live(console: Console | None = None) -> Live:
-    """A full-screen display to be given `render(...)` by its `update`; use it as a context manager."""
+def screen(console: Console | None = None) -> Live:
+    """A full-screen display, a context manager; `show` puts a status on it."""
     return Live(console=console, screen=True, auto_refresh=False, transient=True)
+
+
+def show(display: Live, status: Status) -> None:
+    """Draw `status` on a `screen`, in the size that the terminal has now."""
+    display.update(render(status, display.console.width, display.console.height), refresh=True)
+
+
+def live(statuses: Iterable[Status], console: Console | None = None) -> None:
+    """Draw each status as it comes, full screen, until they end or Ctrl-C is pressed."""
+    with screen(console) as display:
+        try:
+            for status in statuses:
+                show(display, status)
+        except KeyboardInterrupt:
+            pass  # that is how a person leaves the view
 
 
 def _title(status: Status) -> Text:
@@ -162,8 +178,9 @@ def _column_width(column: tuple[str, tuple[str, ...], bool]) -> int:
 def _column_cell(names: tuple[str, ...], joined: bool, values: dict[str, dict[str, Any]]) -> Text:
     """The cell of one column; the terms it shows are taken out of `values`."""
     if joined:
-        parts = [_value(values.pop(name)) for name in names if name in values]
-        return Text("/").join(parts)
+        taken = [values.pop(name) for name in names if name in values]
+        text = Text("/").join(map(_number, taken))
+        return text + _age(max((value.get("age_s", 0.0) for value in taken), default=0.0))
     for name in names:
         if name in values:
             return _value(values.pop(name))
@@ -171,15 +188,20 @@ def _column_cell(names: tuple[str, ...], joined: bool, values: dict[str, dict[st
 
 
 def _value(value: dict[str, Any]) -> Text:
+    return _number(value) + _age(value.get("age_s", 0.0))
+
+
+def _age(age_s: float) -> Text:
+    return Text(f" ({_duration(age_s)} ago)", style="dim") if age_s > _OLD_S else Text()
+
+
+def _number(value: dict[str, Any]) -> Text:
     number, validity = value.get("value"), value.get("validity", "not_available")
     if number is None or validity in ("invalid", "not_available"):
         return Text("---", style="dim")
     text = Text(f"{round(number, 1):g}", style="bold")
     if validity == "questionable":
         text.append("?", style="yellow")
-    age = value.get("age_s", 0.0)
-    if age > _OLD_S:
-        text.append(f" ({_duration(age)} ago)", style="dim")
     return text
 
 

@@ -9,15 +9,18 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+MAX = 0.0  # the speed that waits for nothing
 
-async def paced(items: Iterable[Item], interval_s: float) -> AsyncIterator[Item]:
-    """The items one by one, each at its place on a grid of `interval_s` seconds; 0 gives them without waiting.
 
-    The grid starts at the first item and does not drift; an item that comes late does not move the ones behind it, and
-    none is left out.
+async def paced(timed: Iterable[tuple[float, Item]], speed: float = 1.0) -> AsyncIterator[Item]:
+    """Items that carry their time in seconds, each given when its time has come, `speed` times as fast as real.
+
+    The first one comes at once. An item that is late does not move the ones behind it, and none is left out.
     """
-    start = time.monotonic()
-    for count, item in enumerate(items):
-        wait = start + count * interval_s - time.monotonic() if interval_s else 0.0
-        await asyncio.sleep(max(0.0, wait))
+    started, first_s = time.monotonic(), 0.0
+    for count, (at_s, item) in enumerate(timed):
+        if count == 0:
+            first_s = at_s
+        due = started + (at_s - first_s) / speed if speed else 0.0
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
         yield item

@@ -163,6 +163,8 @@ class Wearable:
         )
         self._device.advertising_interval_min = self._device.advertising_interval_max = ADVERTISING_MS
         self._device.on(Device.EVENT_CONNECTION, self._connected)
+        self._heart_rate.on(Characteristic.EVENT_SUBSCRIPTION, self._subscription)
+        self._subscribed = asyncio.Event()
         self._powered = self._on_air = False
         self._advertising: asyncio.Task[None] | None = None
 
@@ -190,7 +192,18 @@ class Wearable:
     def _connected(self, connection: Connection) -> None:
         connection.on(Connection.EVENT_DISCONNECTION, self._disconnected)
 
+    async def wait_subscribed(self) -> None:
+        """Wait until a gateway wants heart rate notifications; returns at once while one does."""
+        await self._subscribed.wait()
+
+    def _subscription(self, _connection: Connection, notify: bool, _indicate: bool) -> None:
+        if notify:
+            self._subscribed.set()
+        else:
+            self._subscribed.clear()
+
     def _disconnected(self, _reason: int) -> None:
+        self._subscribed.clear()
         if self._on_air:
             self._advertising = asyncio.create_task(self._device.start_advertising())
 

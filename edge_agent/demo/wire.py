@@ -27,7 +27,7 @@ class Wire(Protocol):
     """One way out of a simulated device."""
 
     async def deliver(self, data: bytes) -> None:
-        """Hand all of `data` to a listening far end, waiting for it as long as it takes."""
+        """Hand all of `data`, or nothing, to a listening far end, waiting for it as long as it takes."""
 
     async def close(self) -> None:
         """Take the device off the line."""
@@ -96,7 +96,7 @@ class PtyWire:
         Raises: ConnectionError when the cable is pulled meanwhile.
         """
         left = memoryview(data)
-        while left:
+        while left or not self._opened:
             if self._master is None:
                 raise ConnectionError(f"{self.link}: the cable is pulled")
             if not self.listening():
