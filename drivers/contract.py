@@ -37,6 +37,7 @@ class Driver:
     options: tuple[str, ...] = ()  # keywords that `decoder` accepts
     channels: tuple[str, ...] = ()  # BLE characteristics to subscribe to or read, as the link names them
     per_channel: bool = False  # one decoder for each channel (TCP peers) instead of one for the source
+    message_oriented: bool = False  # a chunk is one whole message (a BLE notification); never fed in pieces
     poll_s: float | None = None  # how often `tick` wants to be called; None: once a second
 
 

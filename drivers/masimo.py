@@ -33,7 +33,7 @@ from edge_agent.records import Chunk, DeviceStatus, Item, Observation, Reject, V
 _LINE_MAX = 512  # the longest documented line is about 200 bytes
 _QUIET_NS = 2_000_000_000  # two periods without a line end: the line is over
 
-_TOKEN = re.compile(rb"([A-Za-z][A-Za-z0-9]*)=( {0,2}[^\s=]*)(?=\s|$)")
+_TOKEN = re.compile(rb"(?<![A-Za-z0-9])([A-Za-z][A-Za-z0-9]*)=( {0,2}[^\s=]*)(?=\s|$)")
 _TIME = re.compile(rb"(?<!\d)(\d\d)/(\d\d)/(\d\d) +(\d\d):(\d\d):(\d\d)(?!\d)")
 _THREE = re.compile(rb"((?=.{3}%?$) *\d+)%?|-+%?")  # SpO2 and pulse rate, filled with zeros or spaces
 _INDEX = re.compile(rb"((?=.{5}%?$) *\d+\.\d\d)%?|-[-.]*%?")

@@ -2,8 +2,8 @@
 
 Theory of operation. Without any input, `tick` lets the patient live one second for each second of time that has passed
 and gives the vital signs of the last one; seconds that were missed are lived through, but not reported late. Bytes are
-taken for a recording (see drivers.sim.recorded): from its header on, the rows are the observations and the simulated
-patient is silent. A row counts at the moment it comes in; its own time is not looked at.
+taken for a recording (see drivers.sim.recorded): from the first of them on the simulated patient is silent, and the
+rows are the observations. A row counts at the moment it comes in; its own time only has to run forwards.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edge_agent.records import Chunk, DeviceStatus, Item, Observation, Reject, W
 
 _SECOND_NS = 1_000_000_000
 _CATCH_UP_S = 3600  # a gateway that slept longer finds the patient no older than that
+_QUIET_NS = 2 * _SECOND_NS  # a last line without its end is over
 _LINE_MAX = 4096  # a header of every term is about 700 bytes
 _PLETH_HZ = 75
 
@@ -41,6 +42,8 @@ class Simulator:
         self._patient = Patient(seed, profile, onset_s, nibp_interval_s)
         self._pleth = pleth
         self._started_ns: int | None = None
+        self._fed = False
+        self._last_ns = 0
         self._sensor_on = True
         self._lines = Lines(_LINE_MAX)
         self._columns: tuple[str, ...] = ()
@@ -48,6 +51,8 @@ class Simulator:
 
     def feed(self, chunk: Chunk) -> list[Item]:
         out: list[Item] = []
+        self._fed = True
+        self._last_ns = chunk.at_ns
         for line in self._lines.feed(chunk.data):
             if isinstance(line, int):
                 out.append(Reject("line too long", line, chunk.at_ns))
@@ -56,8 +61,8 @@ class Simulator:
         return out
 
     def tick(self, at_ns: int) -> list[Item]:
-        if self._columns:
-            return []
+        if self._fed:
+            return self._last_line(at_ns) if len(self._lines) and at_ns - self._last_ns > _QUIET_NS else []
         if self._started_ns is None:
             self._started_ns = at_ns
         age_s = (at_ns - self._started_ns) // _SECOND_NS
@@ -79,6 +84,15 @@ class Simulator:
         if self._pleth:
             samples = self._patient.pleth(values["pulse_rate"], _PLETH_HZ)
             out.append(Waveform("pleth", float(_PLETH_HZ), struct.pack(f"<{len(samples)}h", *samples), 1.0, 0.0, at_ns))
+        return out
+
+    def _last_line(self, at_ns: int) -> list[Item]:
+        out: list[Item] = []
+        line = self._lines.take()
+        if isinstance(line, int):
+            out.append(Reject("line too long", line, at_ns))
+        else:
+            self._recorded(line, at_ns, out)
         return out
 
     def _recorded(self, line: bytes, at_ns: int, out: list[Item]) -> None:
