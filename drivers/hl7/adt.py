@@ -1,0 +1,44 @@
+"""Patient movements (ADT) to patient events. Names, birth dates and addresses are never read.
+
+Rows in an ADT message (height, weight) are what somebody typed in at admission, with 0 for nothing: they are not
+measurements and give no observation.
+
+Source: HL7 v2.6 chapter 3, trigger events A01 to A04, A08, A11 to A13, A40.
+"""
+
+from __future__ import annotations
+
+from drivers.hl7.tokens import component, fields, patient, place
+from drivers.hl7.values import device_time
+from edge_agent.records import Item, PatientEvent
+
+TRIGGERS = frozenset({"A01", "A02", "A03", "A04", "A08", "A11", "A12", "A13", "A40"})
+_LONGEST_NAME = 250
+
+
+def patient_events(lines: list[str], trigger: str, sent_at: str, zone: str, at_ns: int, out: list[Item]) -> None:
+    """Append one event for each patient of the message; a merge may name several."""
+    subject: str | None = None
+    location = prior_location = prior_subject = ""
+    when = sent_at
+
+    def close() -> None:
+        if subject is not None:
+            time = device_time(when, zone)
+            out.append(PatientEvent(trigger, subject, location, at_ns, prior_location, prior_subject, time))
+
+    for line in lines:
+        kind = line[:4]
+        if kind == "PID|":
+            close()
+            subject, location, prior_location, prior_subject = patient(line), "", "", ""
+        elif kind == "PV1|":
+            pv1 = fields(line, 6)
+            location, prior_location = place(pv1[3]), place(pv1[6])
+            subject = subject or ""
+        elif kind == "MRG|":
+            prior_subject = component(fields(line, 1)[1], 1)[:_LONGEST_NAME]
+        elif kind == "EVN|":
+            evn = fields(line, 6)
+            when = evn[6] or evn[2] or when
+    close()

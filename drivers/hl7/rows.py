@@ -1,0 +1,243 @@
+"""Rows of vital signs (OBX) to observations: IHE PCD-01 and what resembles it.
+
+Theory of operation. One pass over the segments, in order. PID, PV1 and OBR set patient, bed and time for the rows
+that follow; a row without value type names a device or channel at its OBX-4 and is kept for this message, because
+two equal identifiers are told apart by what they hang under. What an OBX-3 and OBX-6 mean together is worked out
+once and kept as a Plan in a bounded dictionary under the raw texts, so that the usual row costs one split, two
+look-ups and the record. Everything that is not usual (waveforms, alarm texts, disagreeing codes, units that do not
+convert) is marked in the plan and leaves the fast path.
+
+Source: IHE PCD technical framework, PCD-01; HL7 v2.6 chapter 7, OBX and table 0085.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from drivers.hl7 import dialects, values
+from drivers.hl7.alarms import text_alarm
+from drivers.hl7.tokens import patient, place
+from drivers.hl7.waves import Waves
+from edge_agent import terms
+from edge_agent.records import DeviceStatus, Item, Observation, Reject, Validity
+
+_LAST_FIELD = 14  # OBX-14, time of the observation; what follows is not used
+_REPORTED_MAX = 256  # distinct disagreements that one decoder tells about
+_PLANS_MAX = 4096
+_KEY_MAX = 400  # characters of OBX-3 and OBX-6 together, beyond which a plan is not kept
+_CHANNEL_MAX = 64
+
+# OBX-11: the value is not there, or is there and must not be used. W: sent for the wrong patient.
+STATUS: dict[str, Validity] = {
+    "X": "not_available",
+    "D": "not_available",
+    "N": "not_available",
+    "O": "not_available",
+    "I": "not_available",
+    "W": "invalid",
+}
+# OBX-8 as IHE PCD-01 carries the measurement status of ISO/IEEE 11073-20601. Test and demonstration are never real.
+_FLAGS: dict[str, Validity] = {
+    "INV": "invalid",
+    "NAV": "not_available",
+    "BUSY": "not_available",
+    "TEST": "invalid",
+    "DEMO": "invalid",
+    "QUES": "questionable",
+    "EARLY": "questionable",
+    "CAL": "questionable",
+}
+_WORST: tuple[Validity, ...] = ("invalid", "not_available", "questionable")
+
+
+class _Special(NamedTuple):
+    """Why a row leaves the fast path."""
+
+    meaning: dialects.Meaning
+    unusable_unit: bool = False
+
+
+# Term, factor and offset (None: as sent), and what is special about the row (None: nothing).
+Plan = tuple[str, tuple[float, float] | None, _Special | None]
+_IGNORE: Plan = ("", None, None)
+_PLANS: dict[tuple[str, str], Plan] = {}
+
+
+class Memory:
+    """What one decoder remembers between messages: the disagreements it has told about."""
+
+    __slots__ = ("reported",)
+
+    def __init__(self) -> None:
+        self.reported: set[tuple[str, str]] = set()
+
+    def report(self, state: str, detail: str, at_ns: int, location: str, out: list[Item]) -> None:
+        """Tell about a disagreement once."""
+        key = (state, detail)
+        if key not in self.reported and len(self.reported) < _REPORTED_MAX:
+            self.reported.add(key)
+            out.append(DeviceStatus("device", state, at_ns, detail, location))
+
+
+def observations(
+    lines: list[str],
+    at_ns: int,
+    zone: str,
+    codec: str,
+    memory: Memory,
+    out: list[Item],
+    location: str = "",
+    subject: str = "",
+) -> None:
+    """Append what the segments in `lines` say, in order; waveforms at the end of their OBR, after all their facets."""
+    plans, numbers, statuses = _PLANS, values.NUMBERS, STATUS
+    append = out.append
+    parents: dict[str, str] = {}
+    waves: Waves | None = None
+    group_time: str | None = None
+    row_time: str | None = None
+    row_time_raw = ""
+    for line in lines:
+        kind = line[:4]
+        if kind == "OBX|":
+            row = line.split("|", _LAST_FIELD + 1)
+            if len(row) <= _LAST_FIELD:
+                row += [""] * (_LAST_FIELD + 1 - len(row))
+            name, scale, special = plans.get((row[3], row[6])) or _plan(row[3], row[6])
+            if not name:
+                if not row[2] and row[4]:
+                    parents[row[4]] = row[3]
+                elif waves is not None:
+                    waves.facet("", row)
+                if special is None:
+                    continue
+            raw_time = row[14]
+            if not raw_time:
+                at = group_time
+            elif raw_time == row_time_raw:
+                at = row_time
+            else:
+                row_time_raw = raw_time
+                at = row_time = values.device_time(raw_time, zone) or group_time
+            if special is not None:
+                meaning = special.meaning
+                if meaning.mismatch:
+                    memory.report("code mismatch", meaning.mismatch, at_ns, location, out)
+                if meaning.kind in (dialects.WAVE, dialects.FACET):
+                    waves = waves or Waves()
+                    if meaning.term is None:
+                        waves.facet(meaning.facet, row)
+                    elif row[2] == "NA":
+                        waves.block(meaning.term, row, at, location, subject)
+                    continue
+                if meaning.kind == dialects.ALERT:
+                    append(text_alarm(row, meaning.alert, codec, at_ns, at, location, subject))
+                    continue
+                if meaning.kind != dialects.METRIC:
+                    continue
+                if name in dialects.PARENTS:
+                    name = dialects.parent_term(name, _parents(row[4], parents))
+            channel = row[4]
+            if len(channel) > _CHANNEL_MAX:
+                channel = channel[:_CHANNEL_MAX]
+            value = numbers.get(row[5])
+            if value is None or row[2] != "NM" or row[8] or row[11] in statuses:
+                value, validity = _careful(row)
+                if value is None or (special is not None and special.unusable_unit):
+                    if value is not None:
+                        validity = _no_unit(name, row[6], memory, at_ns, location, out)
+                    append(Observation(name, None, validity, at_ns, at, location, subject, channel))
+                    continue
+                if scale is not None:
+                    value = round(value * scale[0] + scale[1], 6)
+                append(Observation(name, value, validity, at_ns, at, location, subject, channel))
+                continue
+            if scale is not None:
+                value = round(value * scale[0] + scale[1], 6)  # 6 decimals: 98.6 degF is 37 Cel, not 36.99999999999999
+            elif special is not None and special.unusable_unit:
+                validity = _no_unit(name, row[6], memory, at_ns, location, out)
+                append(Observation(name, None, validity, at_ns, at, location, subject, channel))
+                continue
+            append(Observation(name, value, "valid", at_ns, at, location, subject, channel))
+        elif kind == "OBR|":
+            if waves is not None:
+                out.extend(waves.items(at_ns))
+                waves = None
+            group_time = values.device_time(_field(line, 7), zone)
+        elif kind == "PV1|":
+            location = place(_field(line, 3))
+        elif kind == "PID|":
+            subject, location = patient(line), ""
+    if waves is not None:
+        out.extend(waves.items(at_ns))
+
+
+def _field(line: str, number: int) -> str:
+    parts = line.split("|", number + 1)
+    return parts[number] if len(parts) > number else ""
+
+
+def _plan(code: str, unit: str) -> Plan:
+    """What rows with this OBX-3 and OBX-6 mean, worked out once for each pair."""
+    plan = _make_plan(code, unit)
+    if len(code) + len(unit) <= _KEY_MAX:
+        if len(_PLANS) >= _PLANS_MAX:
+            _PLANS.clear()
+        _PLANS[code, unit] = plan
+    return plan
+
+
+def _make_plan(code: str, unit: str) -> Plan:
+    meaning = dialects.meaning(code)
+    if meaning.kind == dialects.OTHER:
+        return ("", None, _Special(meaning)) if meaning.mismatch else _IGNORE
+    if meaning.term is None or meaning.kind == dialects.WAVE:
+        # no metric, but the row counts: any name keeps it from being passed over
+        return meaning.term.name if meaning.term else meaning.kind, None, _Special(meaning)
+    term = meaning.term
+    sent = dialects.unit(unit)
+    found = (1.0, 0.0) if sent == "" else terms.conversion(sent, term.ucum) if sent else None
+    special = meaning.mismatch or term.name in dialects.PARENTS or found is None
+    scale = None if found is None or found == (1.0, 0.0) else found
+    return term.name, scale, _Special(meaning, found is None) if special else None
+
+
+def _parents(containment: str, names: dict[str, str]) -> tuple[str, ...]:
+    """Identifiers of channel and device above a row's OBX-4, nearest first: 1.20.1.4 hangs under 1.20.1.0, 1.20.0.0."""
+    parts = containment.split(".", 4)[:4]
+    if len(parts) < 3:
+        return ()
+    above = (".".join([*parts[:3], "0"]), ".".join([*parts[:2], "0", "0"]))
+    return tuple(names[key].upper() for key in above if key in names)
+
+
+def _careful(row: list[str]) -> tuple[float | None, Validity]:
+    """Value and validity of a row with anything unusual about it."""
+    status = STATUS.get(row[11])
+    if status is not None:
+        return None, status
+    if row[2] in ("NM", "ST", "TX", ""):
+        value, validity = values.number(row[5])
+    elif row[5] in ("", '""'):
+        value, validity = None, "not_available"
+    else:
+        value, validity = None, "invalid"  # a structured or coded value: its comparator is part of it
+    if value is not None and row[8]:
+        sent = {_FLAGS.get(flag) for flag in row[8].replace("^", "~").split("~")}
+        validity = next((worst for worst in _WORST if worst in sent), validity)
+        if validity in ("invalid", "not_available"):
+            value = None
+    return value, validity
+
+
+def _no_unit(name: str, unit: str, memory: Memory, at_ns: int, location: str, out: list[Item]) -> Validity:
+    memory.report("unit not usable", f"{name} in {unit[:60]}", at_ns, location, out)
+    return "invalid"
+
+
+def without_cut_row(lines: list[str], at_ns: int, out: list[Item]) -> None:
+    """Take away a last row that silence may have cut inside its value or unit: 12 of 120 would be a wrong number."""
+    row = lines[-1].split("|", 12)
+    if row[0] == "OBX" and len(row) < 12 and (len(row) < 7 or not row[6]):
+        out.append(Reject("row cut short", len(lines[-1]), at_ns))
+        del lines[-1]
