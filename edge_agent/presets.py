@@ -246,7 +246,8 @@ def _check_order(read: _File, conditions: list[Condition]) -> None:
             for side, sign in (("low", 1), ("high", -1)):
                 mine, theirs = getattr(urgent, side), getattr(other, side)
                 if mine is not None and theirs is not None and mine * sign > theirs * sign:
-                    read.rows[urgent.id]["present"].fail(
+                    cells = [read.rows[row.id]["present"] for row in (urgent, other)]
+                    next((cell for cell in cells if cell.path == read.path), cells[0]).fail(
                         f"{side} limit {mine:g} of {urgent.id!r} ({urgent.priority}) lies inside {theirs:g} of "
                         f"{other.id!r} ({other.priority})",
                         "the more urgent limit must lie at or beyond the less urgent one",
@@ -301,7 +302,7 @@ def _check_kind(row: _Row, kind: str, priority: str, verb: str, vital: str) -> N
     if verb == "device_alarm" and kind == "advisory":
         cell.fail("a device's alarm is physiological or technical")
     if (verb == "score_above") != (kind == "advisory"):
-        cell.fail('a score is advisory, and nothing else is', 'write kind = "advisory" with score_above only')
+        cell.fail("a score is advisory, and nothing else is", 'write kind = "advisory" with score_above only')
     if kind == "advisory" and priority == "high":
         row["priority"].fail("an advisory condition is medium at most", "a model may add an alarm, not command one")
 
