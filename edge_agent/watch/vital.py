@@ -237,7 +237,7 @@ class Vital:
         trackers = (*self.limits, self.stale) if self.stale is not None else self.limits
         for tracker in trackers:
             if not tracker.armed and tracker.row is not None:
-                tracker.armed = _arms(tracker.row, value, at_ns - (self.since_ns or at_ns))
+                tracker.armed = _arms(tracker.row, value, 0 if self.since_ns is None else at_ns - self.since_ns)
         self.armed = all(tracker.armed for tracker in trackers)
 
     def _judge(self, slot: Slot, value: float, at_ns: int, detail: str, changes: Changes) -> bool:
