@@ -49,39 +49,51 @@ def free_port() -> int:
 class Gateway:
     """`edge-agent run`, and `cloud-sync run` when a broker address is given, until the with-block ends."""
 
-    def __init__(self, beds: int = 1, *, broker: str = "") -> None:
+    def __init__(self, beds: int = 1, *, broker: str = "", topic_prefix: str = "bench") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bedside-bench-"))
         self.port = free_port()
         self.edges = self.folder / "edges.jsonl"
         self.socket = self.folder / "control.sock"
         self.data_dir = self.folder / "data"
-        self._beds, self._broker = beds, broker
+        self._beds, self._broker, self._prefix = beds, broker, topic_prefix
         self._preload: dict[str, str] = {}
-        self._children: list[subprocess.Popen[bytes]] = []
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Gateway:
-        config = self._write()
-        environment = {**os.environ, **self._preload}
-        self._start("edge-agent", config, environment)
-        agent = self._children[0]
-        if not wait_for_socket(self.socket, START_S, lambda: agent.poll() is None):
-            log = (self.folder / "edge-agent.log").read_text()
-            self.__exit__()
-            raise RuntimeError(f"the agent did not start:\n{log[-2000:]}")
+        self.config = self._write()
+        self.start("edge-agent")
         if self._broker:
-            self._start("cloud-sync", config, dict(os.environ))
+            self.start("cloud-sync")
         return self
 
     def __exit__(self, *_: object) -> None:
-        for child in reversed(self._children):
+        for child in self._children.values():
             child.terminate()
-        for child in reversed(self._children):
+        for child in self._children.values():
             try:
                 child.wait(20)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self, program: str) -> None:
+        """Start `edge-agent` and wait until it answers, or start `cloud-sync`."""
+        environment = {**os.environ, **(self._preload if program == "edge-agent" else {})}
+        with (self.folder / f"{program}.log").open("ab") as log:
+            command = [str(BIN / program), "run", "--config", str(self.config)]
+            child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        self._children[program] = child
+        if program == "edge-agent" and not wait_for_socket(self.socket, START_S, lambda: child.poll() is None):
+            told = (self.folder / "edge-agent.log").read_text()
+            self.__exit__()
+            raise RuntimeError(f"the agent did not start:\n{told[-2000:]}")
+
+    def kill(self, program: str) -> None:
+        """End a process at once, as a crash would."""
+        child = self._children.pop(program)
+        child.kill()
+        child.wait()
 
     def preload(self, environment: dict[str, str]) -> None:
         """Start the agent with these variables added to its environment."""
@@ -90,7 +102,7 @@ class Gateway:
     @property
     def pid(self) -> int:
         """Process id of the agent."""
-        return self._children[0].pid
+        return self._children["edge-agent"].pid
 
     def status(self) -> dict[str, Any]:
         """The agent's status."""
@@ -104,11 +116,6 @@ class Gateway:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1])
         raise RuntimeError("the kernel does not tell VmRSS")
-
-    def _start(self, program: str, config: Path, environment: dict[str, str]) -> None:
-        with (self.folder / f"{program}.log").open("wb") as log:
-            command = [str(BIN / program), "run", "--config", str(config)]
-            self._children.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
 
     def _write(self) -> Path:
         create_key_file(self.folder / "kek")
@@ -125,7 +132,9 @@ class Gateway:
             for number in range(self._beds)
         ]
         if self._broker:
-            lines.append(f'[cloud.kafka]\nbootstrap = "{self._broker}"\nsecurity = "plaintext"')
+            lines.append(
+                f'[cloud.kafka]\nbootstrap = "{self._broker}"\nsecurity = "plaintext"\ntopic_prefix = "{self._prefix}"'
+            )
         path = self.folder / "edge.toml"
         path.write_text("\n\n".join(lines) + "\n")
         return path

@@ -18,7 +18,7 @@ from edge_agent.config import EXIT_CONFIG, ConfigError
 COMMANDS: dict[str, str] = {
     "run": "run", "check": "run",
     "demo": "demo", "simulate": "simulate",
-    "decode": "offline", "drivers": "offline", "replay": "offline",
+    "decode": "offline", "drivers": "offline", "replay": "replay",
     "status": "operate", "acknowledge": "operate", "pause": "operate", "resume": "operate", "reset": "operate",
     "admit": "operate", "discharge": "operate", "watch": "operate", "metrics": "operate",
     "doctor": "doctor", "buffer": "buffer",
