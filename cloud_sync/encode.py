@@ -114,7 +114,7 @@ class Encoder:
                     entry.patient,
                 )
             )
-            headers = (("dedup", f"{identity}{sequence}".encode()), ("schema", _SCHEMA_OF[kind]), _VERSION_HEADER)
+            headers = [("dedup", f"{identity}{sequence}".encode()), ("schema", _SCHEMA_OF[kind]), _VERSION_HEADER]
             out.append(Message(_TOPIC_OF[kind], entry.bed or gateway, value, headers))
         return out
 
@@ -136,7 +136,7 @@ class Encoder:
         )
         dedup = f"{self._gateway}/{instance}/{sequence}".encode()
         return Message(
-            "status", self._gateway, value, (("dedup", dedup), ("schema", b"gateway_status"), _VERSION_HEADER)
+            "status", self._gateway, value, [("dedup", dedup), ("schema", b"gateway_status"), _VERSION_HEADER]
         )
 
     def utc(self, utc_ns: int) -> str:

@@ -159,12 +159,12 @@ class Stream:
         return bool(blocks)
 
     def _settle(self, verdict: Settled) -> None:
-        flight = verdict.token
-        if not isinstance(flight, _Flight):  # the report: a newer one follows, so nothing is kept of it
-            self._reporting = False
-            return
         if verdict.keep is not None:
             raise verdict.keep
+        flight = verdict.token
+        if not isinstance(flight, _Flight):  # the report
+            self._reporting = False
+            return
         for rejected in verdict.rejected:
             self.progress.dropped += 1
             self.progress.last_drop = f"{rejected.dedup}: {rejected.reason}"
@@ -274,7 +274,7 @@ class Forwarder:
                 Encoder(gateway),
                 self.stop,
                 PACES[name],
-                self._take_report if name == "alerts" else lambda: None,
+                self._take_report if name == "data" else lambda: None,  # never in the way of an alert
             )
             for name in STREAMS
         ]
@@ -328,7 +328,7 @@ class Forwarder:
     def _guard(self, stream: Stream) -> None:
         try:
             stream.run()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with it
+        except BaseException as error:
             self._failure = error
             self.stop.set()
 

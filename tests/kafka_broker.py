@@ -133,8 +133,7 @@ class Authority:
 class Broker:
     """One node; stop or kill it and start it again on the same ports and data."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
-        """`settings` are broker properties with underscores for dots."""
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._jars = fetch()
@@ -178,7 +177,6 @@ class Broker:
             ),
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": f"User:ANONYMOUS;User:CN=gateway;User:{SASL_USER}",
-            **{name.replace("_", "."): value for name, value in settings.items()},
         }
         self._properties = folder / "server.properties"
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
@@ -190,6 +188,12 @@ class Broker:
         ).wait(60)  # fmt: skip
         if not (folder / "data" / "meta.properties").exists():
             raise RuntimeError(f"the broker's storage was not formatted: {self._log()}")
+
+    def configure(self, **settings: str) -> Broker:
+        """Sets broker properties, with underscores for dots, for the next start."""
+        with self._properties.open("a") as file:
+            file.writelines(f"{name.replace('_', '.')}={value}\n" for name, value in settings.items())
+        return self
 
     def start(self, deadline_s: float = 60.0) -> Broker:
         """Runs the node and returns when it answers."""

@@ -30,7 +30,7 @@ class Message(NamedTuple):
     topic: str  # alerts, observations, waveforms or status; the sink puts the configured prefix before it
     key: str  # messages of one key keep their order: the bed, or the gateway for its own
     value: bytes
-    headers: tuple[tuple[str, bytes], ...]
+    headers: list[tuple[str, bytes]]
 
     @property
     def dedup(self) -> str:

@@ -10,6 +10,10 @@ innocent neighbours with it. Such a refusal therefore keeps everything and, afte
 one message a request; only a refusal met there is the message's own. Then batches return, half as large when no
 single message was to blame.
 
+Order within a bed holds through all of this: one request a partition is under way at a time, and the producer stops
+at the first batch that fails (librdkafka's gapless guarantee), because a broker that meets a new producer would accept
+the batch behind the missing one.
+
 One producer serves one stream, so that alerts have a connection and a queue of their own.
 
 Source: librdkafka CONFIGURATION.md and the idempotent-producer chapter of its INTRODUCTION.md.
@@ -20,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -54,6 +59,9 @@ _OWNED: dict[str, str] = {
     **dict.fromkeys(
         (
             "enable.idempotence",
+            "enable.gapless.guarantee",
+            "max.in.flight",
+            "max.in.flight.requests.per.connection",
             "acks",
             "request.required.acks",
             "message.timeout.ms",
@@ -81,6 +89,7 @@ _RETRY = frozenset((KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT, KafkaError
                     KafkaError._PURGE_INFLIGHT))  # fmt: skip
 _LOGIN = frozenset((KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL,
                     KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM))  # fmt: skip
+_REFUSAL = "SSL alert number"  # how OpenSSL words that the broker did not accept our certificate, or its absence
 
 
 def properties(loaded: config.Loaded) -> Properties:
@@ -198,6 +207,8 @@ class KafkaSink:
         self._trouble = "connecting"
         self._login = ""  # why the brokers do not let us in; cleared when one does
         self._refused = ""  # why messages were kept; cleared when one is confirmed
+        self._stopped = ""  # what has ended this producer for good
+        self._halted = False  # a batch was kept: nothing may overtake it, so nothing is sent before `reset`
         self._producer = self._create()
 
     def begin(self, token: object, messages: Sequence[Message]) -> None:
@@ -212,7 +223,7 @@ class KafkaSink:
 
     def settle(self, timeout_s: float) -> list[Settled]:
         """Verdicts that are ready, waiting up to `timeout_s` seconds for the first."""
-        self._producer.poll(0 if self._finished else timeout_s)
+        self._serve(0 if self._finished else timeout_s)
         if self._waiting:
             self._pump()
         out = [
@@ -240,7 +251,8 @@ class KafkaSink:
     def close(self, timeout_s: float) -> list[Settled]:
         """Verdicts that still come within `timeout_s` seconds."""
         self._waiting.clear()
-        self._producer.flush(timeout_s)
+        with suppress(KafkaException):
+            self._producer.flush(timeout_s)
         out = self.settle(0)
         self._discard()
         return out
@@ -251,11 +263,13 @@ class KafkaSink:
         if code in _REFUSED_BATCH and self._singly:
             self._blame_batch = False
             batch.rejected.append(Rejected(_dedup(message.value()), error.str()))
-        elif code in _REFUSED_BATCH:
+            return
+        self._halted = True
+        if code in _REFUSED_BATCH:
             self._narrow = True
             batch.keep = Retry(f"{error.str()}: a batch was refused, its messages are sent one by one")
         elif code in _RETRY or error.retriable():
-            batch.keep = batch.keep or Retry(error.str())
+            batch.keep = batch.keep or (Fatal(self._stopped) if self._stopped else Retry(error.str()))
         else:
             self._refused = f"{message.topic()}: {error.str()}" if message.topic() else error.str()
             batch.keep = Fatal(self._refused)
@@ -270,6 +284,7 @@ class KafkaSink:
             self._singly_left -= 1
 
     def _create(self) -> Producer:
+        self._stopped, self._halted = "", False
         try:
             return Producer(
                 {
@@ -279,6 +294,7 @@ class KafkaSink:
                     "partitioner": "murmur2_random",  # the same partition for a bed as Java producers choose
                     "queue.buffering.max.messages": 50_000,
                     "queue.buffering.max.kbytes": 32 * 1024,
+                    "reconnect.backoff.ms": 1_000,  # a broker that refuses after connecting is asked at this rate
                     "reconnect.backoff.max.ms": 5_000,
                     "socket.connection.setup.timeout.ms": 10_000,
                     "socket.timeout.ms": 30_000,
@@ -288,6 +304,8 @@ class KafkaSink:
                     "batch.size": min(self._batch_bytes, int(self._given.get("batch.size", self._batch_bytes))),
                     "batch.num.messages": 1 if self._singly else self._given.get("batch.num.messages", 10_000),
                     "enable.idempotence": True,
+                    "enable.gapless.guarantee": not self._singly,  # singly, a refused message is a gap that is meant
+                    "max.in.flight.requests.per.connection": 1,
                     "acks": "all",
                     "message.timeout.ms": 0,  # never: the buffer's quota decides how long a record is kept
                     "statistics.interval.ms": 1_000,
@@ -306,11 +324,19 @@ class KafkaSink:
         self._waiting.clear()
         self._finished.clear()
         self._producer.purge(in_queue=True, in_flight=True, blocking=True)
-        self._producer.poll(0)
+        self._serve(0)
+
+    def _serve(self, timeout_s: float) -> None:
+        """Lets librdkafka report, waiting up to `timeout_s` seconds."""
+        try:
+            self._producer.poll(timeout_s)
+        except KafkaException as error:  # raised once, by what has stopped the producer; the reports still follow
+            if error.args[0].code() != KafkaError._GAPLESS_GUARANTEE:
+                self._stopped = self._refused = error.args[0].str()
 
     def _pump(self) -> None:
         """Hands waiting messages to librdkafka, in order, until its queue is full."""
-        if self._singly and self._singly_left <= 0 and not self._batches_again():
+        if self._halted or (self._singly and self._singly_left <= 0 and not self._batches_again()):
             return
         while self._waiting:
             batch, messages = self._waiting[0]
@@ -329,6 +355,7 @@ class KafkaSink:
                 except KafkaException as error:
                     if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
                         self._refused = error.args[0].str()
+                        self._halted = True
                         batch.keep = Fatal(self._refused)
                         self._waiting.popleft()
                         batch.close(len(messages))
@@ -352,7 +379,7 @@ class KafkaSink:
 
     def _error(self, error: Any) -> None:
         code = error.code()
-        if code in _LOGIN or error.fatal():
+        if code in _LOGIN or _REFUSAL in error.str() or error.fatal():
             self._login = error.str()
         elif code == KafkaError._ALL_BROKERS_DOWN:
             self._up = False
