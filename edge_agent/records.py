@@ -161,7 +161,7 @@ class Score(_Item, frozen=True, tag="c"):
 class Gap(_Item, frozen=True, tag="g"):
     """Records that are missing on purpose and say so: shed by quota or age, or lost with a quarantined file."""
 
-    reason: str  # quota, age, quarantine, device
+    reason: str  # quota, age, memory, quarantine, damaged, unencodable, device
     first: int  # first and last sequence that are missing
     last: int
     count: int
@@ -185,6 +185,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 # Buffer priorities: a lower number leaves first and is shed last.
 ALERT, NUMERIC, WAVEFORM = 0, 1, 2
+ALERT_RECORDS = frozenset((AlarmEvent, DeviceAlarm, PatientEvent, Gap))
 
 
 def buffer_priority(record: Stored) -> int:
@@ -194,7 +195,7 @@ def buffer_priority(record: Stored) -> int:
         return NUMERIC
     if kind is Waveform:
         return WAVEFORM
-    if kind in (AlarmEvent, DeviceAlarm, PatientEvent, Gap):
+    if kind in ALERT_RECORDS:
         return ALERT
     return NUMERIC
 

@@ -1,0 +1,102 @@
+"""What has been delivered, per stream: one small file each, written by cloud-sync only, read by the agent to prune.
+
+A mark names the newest block that the receiver has confirmed. It is written beside and renamed, with file and folder
+synced, so a power cut leaves the old or the new one; a mark that is behind only means that blocks are sent again under
+the same identities.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from edge_agent.buffer import files
+
+_VERSION = 1
+
+
+class Position(NamedTuple):
+    """A place in a stream: the block `block` of `instance` and everything before it."""
+
+    instance: str  # UUID in its 36-character form
+    block: int
+
+    def instance_bytes(self) -> bytes:
+        """The instance as the database holds it; empty when it is no UUID."""
+        try:
+            return uuid.UUID(self.instance).bytes
+        except ValueError:
+            return b""
+
+
+class BadMark(Exception):
+    """A mark file whose content is not what was written."""
+
+
+def mark_path(data_dir: Path, stream: str) -> Path:
+    """Where the mark of a stream lies."""
+    return data_dir / "marks" / f"{stream}.json"
+
+
+def read_mark(path: Path) -> Position | None:
+    """The mark in the file, None when there is none yet.
+
+    Raises: BadMark when the content is damaged; OSError when the disk does not serve.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(data)
+        position = Position(content["instance"], content["block"])
+        whole = content["version"] == _VERSION and isinstance(position.block, int) and content["crc"] == _crc(position)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadMark(f"{path}: not a mark: {error}") from error
+    if not whole:
+        raise BadMark(f"{path}: checksum or version does not fit")
+    return position
+
+
+class Marks:
+    """The writer's side, for cloud-sync."""
+
+    def __init__(self, data_dir: Path, *, on_fault: Callable[[str, str], None] | None = None) -> None:
+        self._data_dir = data_dir
+        self._on_fault = on_fault
+
+    def get(self, stream: str) -> Position | None:
+        """What has been delivered of the stream; None when nothing is known.
+
+        A damaged mark is put aside as `<stream>.json.bad-<utc>` and reported; delivery then starts at the oldest block
+        that is still there, under the same identities.
+        """
+        path = mark_path(self._data_dir, stream)
+        try:
+            return read_mark(path)
+        except BadMark as error:
+            aside = path.with_name(f"{path.name}.bad-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+            os.replace(path, aside)
+            if self._on_fault is not None:
+                self._on_fault("mark corrupt", f"{error}; put aside as {aside.name}, blocks may be sent again")
+            return None
+
+    def set(self, stream: str, position: Position) -> None:
+        """Notes the position durably; on return it survives a power cut.
+
+        Raises: OSError when the disk does not take it; the old mark then still stands.
+        """
+        path = mark_path(self._data_dir, stream)
+        files.make_folder(path.parent)
+        content = {"version": _VERSION, "instance": position.instance, "block": position.block, "crc": _crc(position)}
+        files.write_durable(path, json.dumps(content).encode())
+
+
+def _crc(position: Position) -> int:
+    return zlib.crc32(f"{position.instance}:{position.block}".encode())
