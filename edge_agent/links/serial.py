@@ -125,10 +125,13 @@ class _Line:
 
     def _deliver(self) -> None:
         self._due = False
+        was_full = self._read_bytes - self._given_bytes > INBOX_LIMIT
         while self._inbox:
             at_ns, data = self._inbox.popleft()
             self._given_bytes += len(data)
             self._report.received(data, "", at_ns)
+        if was_full:
+            self._wake()
 
     def _opened(self, at_ns: int) -> None:
         self._open = True
