@@ -28,6 +28,7 @@ _START, _END = b"\x0b", b"\x1c\r"
 # Query -> message type of its answer.
 ANSWERS = {("QRY", "R02"): "ORF^R04", ("QRY", "A19"): "ADR^A19", ("QBP", "Q22"): "RSP^K22^RSP_K21"}
 _ECHOED = ("QRD", "QRF", "QPD")
+_ECHO_MAX = 4096  # characters of one repeated segment
 
 
 def accept_code(head: list[str]) -> str:
@@ -88,7 +89,7 @@ def answer(message: Text, kind: str, count: int) -> str:
     segments = message.original.split("\r")
     raw = header_fields(segments[0], separator)
     text = unusual(raw, message.delimiters, kind, "AA", count)
-    asked = [line for line in segments[1:] if line[:3] in _ECHOED]
+    asked = [line[:_ECHO_MAX] for line in segments[1:] if line[:3] in _ECHOED]
     tag = name = ""
     for line in asked:
         parts = [*line.split(separator, 5), "", "", "", "", ""]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from drivers.hl7.tokens import component, fields, patient, place
 from drivers.hl7.values import device_time
-from edge_agent.records import Item, PatientEvent
+from edge_agent.records import Item, PatientEvent, Reject
 
 TRIGGERS = frozenset({"A01", "A02", "A03", "A04", "A08", "A11", "A12", "A13", "A40"})
 _LONGEST_NAME = 250
@@ -41,4 +41,6 @@ def patient_events(lines: list[str], trigger: str, sent_at: str, zone: str, at_n
         elif kind == "EVN|":
             evn = fields(line, 6)
             when = evn[6] or evn[2] or when
+    if subject is None:
+        out.append(Reject("patient message without PID and PV1", sum(map(len, lines)), at_ns))
     close()

@@ -138,10 +138,12 @@ def alarm_groups(
     location = subject = ""
     alarm: Alarm | None = None
     rest: list[str] | None = None
+    found = False
 
     def close() -> None:
-        nonlocal alarm
+        nonlocal alarm, found
         if alarm is not None:
+            found = True
             out.append(alarm.item(at_ns))
             alarm = None
 
@@ -169,6 +171,8 @@ def alarm_groups(
         elif kind == "PV1|":
             location = place(fields(line, 3)[3])
     close()
+    if everything and not found:
+        out.append(Reject("alarm message without OBR and OBX", sum(map(len, lines)), at_ns))
     return left
 
 

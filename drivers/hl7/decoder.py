@@ -26,6 +26,7 @@ from edge_agent.records import Chunk, Item, Reject
 _ROWS, _ALARMS, _PATIENT, _QUERY, _SILENT, _UNUSED = range(6)
 _ANSWERED = frozenset({"ACK", "MCF", "ORA"})  # acknowledgements: answering them would never end
 _ROUTES_MAX = 256
+_HEADER_MAX = 4096  # characters; ten times the longest that is sent, and what an answer repeats stays small
 _NEXT_MESSAGE = re.compile(r"\r(?=MSH[!-/:-@\[-`{-~])")
 
 
@@ -87,7 +88,7 @@ class Hl7:
         size = len(data)
         if (
             self._framer.clear
-            and data[:1] == b"\x0b"
+            and data[:4] == b"\x0bMSH"
             and data.find(b"\x1c") == size - 2
             and data[-1:] == b"\r"
             and data.find(b"\x0b", 1) < 0
@@ -134,6 +135,9 @@ class Hl7:
             self._unusable(text, codec, size, framed, at_ns, out)
             return
         lines = message.text.split("\r")
+        if len(lines[0]) > _HEADER_MAX:
+            out.append(Reject("header too long", size, at_ns))
+            return
         head = header_fields(lines[0])
         kind = head[9]
         if not kind:

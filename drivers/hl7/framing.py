@@ -1,11 +1,12 @@
 """Cuts the byte stream into messages: MLLP frames, and messages that come without any framing.
 
 Theory of operation. Five states. IDLE waits for 0B, which opens a frame (FRAMED), or for the letters MSH and a
-punctuation character, which open an unframed message (BARE); anything else is counted as noise. A frame ends at 1C
-followed by CR, LF or the next 0B, or at 1C followed by silence: the closing CR may be missing, but a 1C inside the
-text does not cut a number in two. A 0B inside a frame means that the sender started again: the torn frame is
-rejected, never read. An unframed message ends where a new line starts with MSH, at 0B, at 1C CR, or by silence. A
-message longer than LIMIT is dropped in FRAMED_OVER or BARE_OVER until its end or the next 0B.
+punctuation character, which open an unframed message (BARE); anything else is counted as noise, and so is a 0B that
+no message header follows. A frame ends at 1C followed by CR, LF or the next 0B, or at 1C followed by silence: the
+closing CR may be missing, but a 1C inside the text does not cut a number in two. A 0B inside a frame means that the
+sender started again: the torn frame is rejected, never read. An unframed message ends where a new line starts with
+MSH, at 0B, at 1C CR, or by silence. A message longer than LIMIT is dropped in FRAMED_OVER or BARE_OVER until its end
+or the next 0B.
 
 Each state scans from where it stopped, so that one byte a call costs no more than one call. What comes out depends on
 the bytes and their order alone, not on how they were cut into chunks.
@@ -27,9 +28,11 @@ _AFTER_FS = (0x0D, 0x0A, 0x0B)
 _SUBSTITUTE = b"\x1a"  # stands for a stray 1C, which must not come back inside an acknowledgement's frame
 _PUNCTUATION = rb"[!-/:-@\[-`{-~]"
 _START = re.compile(rb"\x0b|MSH" + _PUNCTUATION)
-_FRAME_CONTROL = re.compile(rb"[\x0b\x1c]")
 _BARE_CONTROL = re.compile(rb"[\x0b\x1c]|[\r\n](?=MSH" + _PUNCTUATION + rb")")
+_WINDOW = 4096  # bytes searched at once: a flood of one control character must not search for the other to the end
 _LOOKAHEAD = 4  # bytes that the last alternative of _BARE_CONTROL wants to see behind the line end
+_HEADERS = tuple(mark + name for mark in (b"", b"\xef\xbb\xbf") for name in (b"MSH", b"FHS", b"BHS"))
+_HEADER_WITHIN = 64  # bytes of a frame that may be blank before its header
 _BLANK = b"\r\n\t "  # between messages, nobody's fault
 
 
@@ -51,13 +54,14 @@ class Skipped(NamedTuple):
 class Framer:
     """The five states; `feed` and `silence` give what became complete, in order."""
 
-    __slots__ = ("_buffer", "_dropped", "_out", "_reason", "_scan", "_state", "_stray")
+    __slots__ = ("_buffer", "_dropped", "_opened", "_out", "_reason", "_scan", "_state", "_stray")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._scan = 0
         self._state = IDLE
         self._stray = False
+        self._opened = False  # whether a message header was seen behind 0B
         self._dropped = 0
         self._reason = ""
         self._out: list[Frame | Skipped] = []
@@ -104,13 +108,14 @@ class Framer:
         """One move of the state machine; False when it needs more bytes."""
         if self._state == IDLE:
             return self._idle()
+        if self._state == FRAMED and not self._opened:
+            return self._open()
         framed = self._state in (FRAMED, FRAMED_OVER)
         buffer = self._buffer
-        found = (_FRAME_CONTROL if framed else _BARE_CONTROL).search(buffer, self._scan)
-        if found is None:
+        at = self._frame_control() if framed else self._bare_control()
+        if at < 0:
             self._scan = max(self._scan, len(buffer) - (0 if framed else _LOOKAHEAD))
             return self._pause()
-        at = found.start()
         control = buffer[at]
         if control == _FS:
             if at + 1 == len(buffer):
@@ -125,6 +130,23 @@ class Framer:
             return True
         self._finish(at, control)
         return True
+
+    def _frame_control(self) -> int:
+        """Position of the next 0B or 1C, -1 when there is none."""
+        buffer, at = self._buffer, self._scan
+        while at < len(buffer):
+            stop = at + _WINDOW
+            found = buffer.find(b"\x1c", at, stop)
+            again = buffer.find(b"\x0b", at, stop if found < 0 else found)
+            if again >= 0 or found >= 0:
+                return again if again >= 0 else found
+            at = stop
+        return -1
+
+    def _bare_control(self) -> int:
+        """Position of the next 0B, 1C or line end before MSH, -1 when there is none."""
+        found = _BARE_CONTROL.search(self._buffer, self._scan)
+        return found.start() if found else -1
 
     def _finish(self, at: int, control: int) -> None:
         """The message ends before position `at`; what comes next depends on the control character there."""
@@ -165,6 +187,18 @@ class Framer:
         self._enter(BARE if bare else FRAMED)
         return True
 
+    def _open(self) -> bool:
+        """Look whether a header follows 0B; if not, the 0B was noise."""
+        head = bytes(self._buffer[:_HEADER_WITHIN]).lstrip(_BLANK)
+        if head.startswith(_HEADERS):
+            self._opened = True
+            return True
+        if len(self._buffer) < _HEADER_WITHIN and any(header.startswith(head) for header in _HEADERS):
+            return False
+        self._drop("bytes outside a frame", 1)
+        self._enter(IDLE)
+        return True
+
     def _pause(self) -> bool:
         """No end in sight: an over-long message starts to be dropped, one that is being dropped gives back memory."""
         if self._state in (FRAMED, BARE):
@@ -184,6 +218,7 @@ class Framer:
         self._state = state
         self._scan = 0
         self._stray = False
+        self._opened = False
 
     def _message(self, size: int, *, framed: bool, cut: bool = False) -> None:
         payload = bytes(self._buffer[:size])

@@ -163,7 +163,8 @@ def observations(
             if waves is not None:
                 out.extend(waves.items(at_ns))
                 waves = None
-            group_time = values.device_time(_field(line, 7), zone)
+            row_time_raw = _field(line, 7)
+            group_time = row_time = values.device_time(row_time_raw, zone)
         elif kind == "PV1|":
             location = place(_field(line, 3))
         elif kind == "PID|":
@@ -216,7 +217,7 @@ def _careful(row: list[str]) -> tuple[float | None, Validity]:
     status = STATUS.get(row[11])
     if status is not None:
         return None, status
-    if row[2] in ("NM", "ST", "TX", ""):
+    if row[2].upper() in ("NM", "ST", "TX", ""):
         value, validity = values.number(row[5])
     elif row[5] in ("", '""'):
         value, validity = None, "not_available"

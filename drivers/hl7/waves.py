@@ -87,15 +87,15 @@ class Waves:
         if scale is None:
             return reject("no resolution in a unit that converts")
         marker = self._facets.get((channel, "marker"))
-        packed = pack(block.samples, _MARKER if marker is None else marker.value)
+        packed = pack(block.samples, _MARKER if marker is None or marker.value is None else marker.value)
         if isinstance(packed, str):
             return reject(packed)
         return Waveform(
             block.term.name,
             rate.value,
             packed.samples,
-            round(packed.step * scale[0], 12),  # 12 decimals: far below any resolution, and free of binary tails
-            round(packed.offset * scale[0] + scale[1], 9),
+            _clean(packed.step * scale[0]),
+            _clean(packed.offset * scale[0] + scale[1]),
             at_ns,
             block.device_time,
             block.location,
@@ -123,6 +123,11 @@ class Waves:
         return None if found is None else (step * found[0], found[1])
 
 
+def _clean(value: float) -> float:
+    """The number without the binary tail of its arithmetic; 12 digits are more than any resolution has."""
+    return float(f"{value:.12g}")
+
+
 class Packed(NamedTuple):
     """Samples as int16, little-endian; sample as sent = int16 * step + offset."""
 
@@ -131,13 +136,13 @@ class Packed(NamedTuple):
     offset: float
 
 
-def pack(text: str, marker: float | None) -> Packed | str:
+def pack(text: str, marker: float) -> Packed | str:
     """The samples of an OBX-5, `^` or `~` between them, without loss; or the reason why that cannot be.
 
     Samples equal to `marker`, and empty ones, become NO_SAMPLE. Samples beyond 16 bits are shifted and divided by
     their greatest common divisor when that fits; they are never wrapped or rounded.
     """
-    text = text.replace("~", "^").replace(" ", "")
+    text = text.replace("~", "^")
     if text.count("^") >= _SAMPLES_MAX:
         return "too many samples"
     whole: list[int | None]
@@ -145,13 +150,12 @@ def pack(text: str, marker: float | None) -> Packed | str:
         whole = list(map(int, text.split("^")))
         unit = 1
     else:
-        scaled = _decimals(text.split("^"))
+        scaled = _decimals([part.strip(" ") for part in text.split("^")])
         if scaled is None:
             return "a sample is not a number"
         whole, unit = scaled
-    if marker is not None:
-        none = marker * unit
-        whole = [None if sample == none else sample for sample in whole]
+    none = marker * unit
+    whole = [None if sample == none else sample for sample in whole]
     known = [sample for sample in whole if sample is not None]
     low, high = (min(known), max(known)) if known else (0, 0)
     if low >= -_LARGEST and high <= _LARGEST:
