@@ -52,7 +52,8 @@ class Child:
     async def wait(self, deadline_s: float) -> int | None:
         """Exit status, or None when it still runs after `deadline_s`."""
         try:
-            return await asyncio.wait_for(self._process.wait(), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                return await self._process.wait()
         except TimeoutError:
             return None
 

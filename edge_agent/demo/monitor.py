@@ -47,7 +47,9 @@ class Hl7Monitor:
         while True:
             try:
                 started = time.monotonic()
-                if await asyncio.wait_for(self._exchange(message, identifier), self._ack_timeout_s):
+                async with asyncio.timeout(self._ack_timeout_s):
+                    accepted = await self._exchange(message, identifier)
+                if accepted:
                     self.acknowledged += 1
                     return time.monotonic() - started
             except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError) as error:

@@ -27,6 +27,7 @@ from bumble.link import LocalLink
 from bumble.transport.common import AsyncPipeSink, ParserSource
 
 HEART_RATE_SERVICE, HEART_RATE_MEASUREMENT, BODY_SENSOR_LOCATION = 0x180D, 0x2A37, 0x2A38
+HEART_RATE_CONTROL_POINT = 0x2A39
 BATTERY_SERVICE, BATTERY_LEVEL = 0x180F, 0x2A19
 ADVERTISING_MS = 100  # quick, as a wearable is in the first half-minute after it was put on
 CHEST = 1  # body sensor location, GATT specification supplement 3.35
@@ -123,11 +124,12 @@ class VirtualRadio:
 
 
 class Wearable:
-    """A chest strap: heart rate by notification, body sensor location and battery level to be read."""
+    """A chest strap: heart rate by notification, location and battery level to be read, a control point to write to."""
 
     def __init__(self, radio: VirtualRadio, name: str = "HRM-SIM", address: str = "F0:F1:F2:F3:F4:F5") -> None:
         self.name, self.address = name, address
         self.battery_percent = 87
+        self.control_point: list[bytes] = []  # what was written to it; 01 resets the energy expended
         self._controller = Controller(f"{name} controller", link=radio.link)
         host = Host(self._controller, AsyncPipeSink(self._controller))
         self._device = Device(name=name, address=Address(address), host=host)
@@ -144,9 +146,15 @@ class Wearable:
             readable,
             CharacteristicValue(read=lambda _: bytes([self.battery_percent])),
         )
+        control: Characteristic[bytes] = Characteristic(
+            UUID.from_16_bits(HEART_RATE_CONTROL_POINT),
+            properties.WRITE,
+            Characteristic.WRITEABLE,
+            CharacteristicValue(write=lambda _, value: self.control_point.append(value)),
+        )
         self._device.add_services(
             [
-                Service(UUID.from_16_bits(HEART_RATE_SERVICE), [self._heart_rate, location]),
+                Service(UUID.from_16_bits(HEART_RATE_SERVICE), [self._heart_rate, location, control]),
                 Service(UUID.from_16_bits(BATTERY_SERVICE), [battery]),
             ]
         )
