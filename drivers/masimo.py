@@ -34,9 +34,10 @@ _LINE_MAX = 512  # the longest documented line is about 200 bytes
 _QUIET_NS = 2_000_000_000  # two periods without a line end: the line is over
 
 _TOKEN = re.compile(rb"(?<![A-Za-z0-9])([A-Za-z][A-Za-z0-9]*)=( {0,2}[^\s=]*)(?=\s|$)")
+_STRICT_KEY = re.compile(rb"(?:SPO2|BPM|PR|EXC)=", re.IGNORECASE)
 _TIME = re.compile(rb"(?<!\d)(\d\d)/(\d\d)/(\d\d) +(\d\d):(\d\d):(\d\d)(?!\d)")
-_THREE = re.compile(rb"((?=.{3}%?$) *\d+)%?|-+%?")  # SpO2 and pulse rate, filled with zeros or spaces
-_INDEX = re.compile(rb"((?=.{5}%?$) *\d+\.\d\d)%?|-[-.]*%?")
+_THREE = re.compile(rb"(\d{3}| \d{2}|  \d)%?|-+%?")  # SpO2 and pulse rate, filled up with zeros or spaces
+_INDEX = re.compile(rb"(\d\d\.\d\d| \d\.\d\d)%?|-[-.]*%?")
 _EXCEPTIONS = re.compile(rb"([0-9A-F]{6}|[0-9A-F]{3})(?::.*)?|-+", re.IGNORECASE)
 _ALARM = re.compile(rb"(?=.*[1-9A-F])[0-9A-F]{1,8}", re.IGNORECASE)  # a hexadecimal number that is not 0
 
@@ -107,13 +108,13 @@ class Masimo:
         if isinstance(line, int):
             out.append(Reject("line too long or cut off", line, at_ns))
             return
+        keys = [key.upper() for key in _STRICT_KEY.findall(line)]
+        if len(set(keys)) < len(keys):
+            out.append(Reject("a key stands twice", len(line), at_ns))
+            return
         fields: dict[bytes, bytes] = {}
         for name, value in _TOKEN.findall(line):
-            key = name.upper()
-            if key in fields:
-                out.append(Reject(f"{_show(key)} stands twice", len(line), at_ns))
-                return
-            fields[key] = value
+            fields.setdefault(name.upper(), value)
         for key in fields.keys() & _STRICT.keys():
             if not _STRICT[key].fullmatch(fields[key]):
                 out.append(Reject("a field has not the form of its key", len(line), at_ns))
@@ -165,10 +166,6 @@ def _device_time(line: bytes) -> str | None:
         return datetime(2000 + year, month, day, hour, minute, second).isoformat()
     except ValueError:
         return None
-
-
-def _show(key: bytes) -> str:
-    return key.decode("ascii")[:16]
 
 
 DRIVER = Driver(

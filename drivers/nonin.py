@@ -9,9 +9,10 @@ How sure it must be before it shows a number:
   2, 7   25 consecutive frames with good checksums, frame 1 and only frame 1 marked SYNC. Less gives nothing.
   8      has no checksum. Three packets in a row must have the form (bit 7 set in the first of four bytes only, reserved
          bits clear, values in range), then all three leave with their own times; a later packet needs its predecessor.
+         The first of the three may be the end of noise: behind noise it counts only when it agrees with the second.
          Frames of 2 and 7 cannot pass for it, because their bit 7 returns every fifth byte.
   text   a whole line with three-digit fields and its line end.
-`format` fixes one of them; format 8 then needs a single packet.
+`format` fixes one of them.
 
 Rates and averages: formats 2 and 7 send 3 packets a second and pleth at 75 Hz, 8 and text one a second. The numbers are
 frames 1-3 of a packet, the standard four-beat averages, not the extended, displayed, fast or beat-to-beat ones.
@@ -63,6 +64,24 @@ def _plausible(pulse: int, spo2: int) -> bool:
     return (spo2 <= 100 or spo2 == _NO_SPO2) and (pulse <= _PULSE_MAX or pulse == _NO_PULSE)
 
 
+def _form_8(packet: bytes) -> bool:
+    """Whether these up to four bytes can be a packet of format 8, or the beginning of one."""
+    if any(bool(byte & 0x80) != (offset == 0) for offset, byte in enumerate(packet)):
+        return False
+    return len(packet) < 4 or (not packet[3] & _8_RESERVED and _plausible((packet[0] & 3) << 7 | packet[1], packet[2]))
+
+
+def _agree(first: bytes, second: bytes) -> bool:
+    """Whether two packets of format 8 can be neighbours by what they say: a wrong one would then hardly be wrong."""
+    pulses = [(packet[0] & 3) << 7 | packet[1] for packet in (first, second)]
+    return (
+        first[0] & 0x7C == second[0] & 0x7C
+        and first[3] == second[3]
+        and abs(first[2] - second[2]) <= 3
+        and abs(pulses[0] - pulses[1]) <= 10
+    )
+
+
 class Nonin:
     """Decoder of one oximeter; `format` is auto, 2, 7, 8 or ascii.
 
@@ -78,6 +97,7 @@ class Nonin:
         self._times: list[tuple[int, int]] = []  # (end offset in buffer, at_ns) of each chunk that is still in it
         self._frames_good = 0  # of the candidate packet at the start of the buffer
         self._locked_8 = False
+        self._clean = True  # nothing was given up since the last packet or the last silence
         self._text_seen = False
         self._skipped = 0
         self._last_ns = 0
@@ -92,6 +112,7 @@ class Nonin:
         if at_ns - self._last_ns > _PAUSE_NS:
             self._locked_8 = False
             self._drop(len(self._buffer), out, at_ns)
+            self._clean = True
         self._last_ns = at_ns
         self._buffer += chunk.data
         self._times.append((len(self._buffer), at_ns))
@@ -115,9 +136,11 @@ class Nonin:
             if self._skipped:
                 self._report(out, self._last_ns)
         if self._buffer and at_ns - self._last_ns > _PAUSE_NS:
+            self._pair_8(out)
             self._locked_8 = False
             self._drop(len(self._buffer), out, self._last_ns)
             self._report(out, self._last_ns)
+            self._clean = True
         return out
 
     # -- the buffer -------------------------------------------------------------------------------------------------
@@ -132,6 +155,7 @@ class Nonin:
 
     def _skip(self, out: list[Item], at_ns: int) -> None:
         self._skipped += 1
+        self._locked_8 = self._clean = False
         if self._skipped >= _REJECT_MAX:
             self._report(out, at_ns)
 
@@ -185,25 +209,31 @@ class Nonin:
     def _packet_8(self, out: list[Item]) -> int:
         """Format 8 at the start of the buffer."""
         buffer = self._buffer
-        # a fixed format vouches for the form; without it, noise of four bytes has it once in a thousand times
-        wanted = 4 if self._locked_8 or self._format == "8" else 12
+        wanted = 4 if self._locked_8 else 12  # four bytes of noise have this form once in a thousand times
         for start in range(0, wanted, 4):
-            packet = buffer[start : start + 4]
-            for offset, byte in enumerate(packet):
-                if bool(byte & 0x80) != (offset == 0):
-                    self._locked_8 = False
-                    return _NO
+            packet = bytes(buffer[start : start + 4])
+            if not _form_8(packet):
+                return _NO
             if len(packet) < 4:
                 return _WAIT
-            pulse, spo2 = (packet[0] & 3) << 7 | packet[1], packet[2]
-            if packet[3] & _8_RESERVED or not _plausible(pulse, spo2):
-                self._locked_8 = False
-                return _NO
+        first = 0
+        if wanted == 12 and not self._clean and not _agree(bytes(buffer[:4]), bytes(buffer[4:8])):
+            first = 4
+            for _ in range(first):
+                self._skip(out, self._last_ns)
         self._report(out, self._last_ns)
-        for start in range(0, wanted, 4):
+        for start in range(first, wanted, 4):
             self._decode_8(bytes(buffer[start : start + 4]), out, self._received_ns(start + 4))
-        self._locked_8 = True
+        self._locked_8 = self._clean = True
         return wanted
+
+    def _pair_8(self, out: list[Item]) -> None:
+        """Two packets of format 8 between two silences and nothing else: no third will come, and none is wanted."""
+        data = bytes(self._buffer)
+        if self._format in ("auto", "8") and self._clean and len(data) == 8 and _form_8(data[:4]) and _form_8(data[4:]):
+            for start in (0, 4):
+                self._decode_8(data[start : start + 4], out, self._received_ns(start + 4))
+            self._take(8)
 
     def _text(self, out: list[Item]) -> int:
         """A text line at the start of the buffer."""

@@ -8,6 +8,16 @@ from pathlib import Path
 
 import kafka_broker
 import pytest
+from hypothesis import HealthCheck, settings
+
+# PROPERTY_EXAMPLES=100000 is the long run; a shared machine is no reason for a deadline to fail
+settings.register_profile(
+    "bedside",
+    max_examples=int(os.environ.get("PROPERTY_EXAMPLES", "300")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("bedside")
 
 
 def _kafka_or_skip() -> None:

@@ -56,9 +56,9 @@ def parse_row(columns: tuple[str, ...], line: str, previous_s: float = -1.0) -> 
         try:
             value = float(field) if field else None
         except ValueError:
-            raise RecordedError(f"{name} {field[:20]!r} is no number; leave a missing value empty") from None
+            raise RecordedError(f"{name} is no number; leave a missing value empty") from None
         if value is not None and not math.isfinite(value):
-            raise RecordedError(f"{name} {field[:20]!r} is not finite; leave a missing value empty")
+            raise RecordedError(f"{name} is not finite; leave a missing value empty")
         if name == TIME:
             if value is None or value < previous_s:
                 raise RecordedError("time is missing or runs backwards")

@@ -103,7 +103,8 @@ class Simulator:
                 return
             row = parse_row(self._columns, text, self._row_s)
         except (UnicodeDecodeError, RecordedError) as error:
-            reason = str(error) if isinstance(error, RecordedError) else "not text"
+            told = self._columns and isinstance(error, RecordedError)  # a header that is none may be anything
+            reason = str(error) if told else "no header of term names"
             out.append(Reject(f"recording: {reason}", len(line), at_ns))
             return
         self._row_s = row.at_s
