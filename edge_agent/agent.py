@@ -38,6 +38,13 @@ log = logging.getLogger("edge_agent")
 
 TURN_S = 0.25  # the longest turn of the alarm loop's clock: a quarter of the second an alarm may take
 DECODER_TICK_NS = 1_000_000_000
+# which technical condition of the gateway a fault of the buffer is
+BUFFER_CONDITIONS = {
+    "buffer corrupt": "buffer_quarantined",
+    "buffer key": "key_missing",
+    "buffer disk": "disk_fault",
+    "buffer shed": "records_shed",
+}
 
 
 class Parts:
@@ -105,7 +112,9 @@ def _bed_presets(loaded: Loaded) -> dict[str, presets.Preset]:
             raise loaded.error(
                 ("bed", index, "preset"), f"no preset {bed.preset!r}", f"known presets: {', '.join(sorted(known))}"
             )
-        chosen[bed.id] = known[bed.preset]
+        preset = known[bed.preset]
+        chosen[bed.id] = preset if bed.latching is None else preset.with_latching(bed.latching)
+    chosen[GATEWAY] = known["gateway"]
     return chosen
 
 
@@ -182,12 +191,14 @@ class Agent:
         self.latency = Latency()
         self.faults: dict[str, str] = {}  # technical condition of the gateway -> detail
         self.started_ns = time.monotonic_ns()
+        self.run_id = uuid.uuid4().hex
         self.buffer: Buffer | None = None
         self.annunciators: list[Annunciator] = []
         self.feeds: dict[str, Feed] = {}
         self.cloud: dict[str, Any] | None = None  # what cloud-sync last wrote about itself
         self._notifier = Notifier()
         self._committed = 0
+        self._shed: set[int] = set()  # tickets whose records were let go: nobody may be told that they are kept
         self._release_due = False
         self._stop = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -250,7 +261,7 @@ class Agent:
                 settings = settings.model_copy(update={"path": self.parts.loaded.resolve(settings.path)})
 
             def fault(kind: str, detail: str, number: int = number) -> None:
-                self._loop.call_soon_threadsafe(self._fault, "annunciator_failed", f"{number}:{kind}", detail)
+                self._loop.call_soon_threadsafe(self._fault, "annunciator_fault", f"{number}:{kind}", detail)
 
             self.annunciators.append(open_annunciator(settings, fault))
 
@@ -260,11 +271,11 @@ class Agent:
             key = load_kek(self.config.buffer.key)
             self.buffer = Buffer(
                 data_dir, key, self.config.gateway.id, self.config.buffer,
-                on_committed=self._on_committed, on_fault=self._on_buffer_fault,
+                on_committed=self._on_committed, on_fault=self._on_buffer_fault, on_shed=self._on_shed,
             )  # fmt: skip
         except (KeyProblem, OSError) as error:
             # alarms go on without a buffer; nothing is acknowledged, so senders keep what they have
-            self._fault("buffer_failed", "buffer", str(error))
+            self._fault(BUFFER_CONDITIONS["buffer key"], "buffer", str(error))
 
     def _open_links(self) -> list[tuple[links.Link, _LinkSink]]:
         opened = []
@@ -306,12 +317,19 @@ class Agent:
             self._release_due = True
             self._loop.call_soon_threadsafe(self._release)
 
+    def _on_shed(self, tickets: list[int]) -> None:
+        """Called in the writer threads, before the commit that passes these tickets is reported."""
+        self._shed.update(tickets)
+
     def _release(self) -> None:
         self._release_due = False
-        self.pipeline.replies.release(self._committed)
+        committed = self._committed
+        self.pipeline.replies.release(committed, self._shed)
+        if self._shed:
+            self._shed.difference_update(ticket for ticket in tuple(self._shed) if ticket <= committed)
 
     def _on_buffer_fault(self, kind: str, detail: str) -> None:
-        self._loop.call_soon_threadsafe(self._fault, "buffer_failed", kind, detail)
+        self._loop.call_soon_threadsafe(self._fault, BUFFER_CONDITIONS.get(kind, "buffer_fault"), kind, detail)
 
     def _fault(self, condition: str, kind: str, detail: str) -> None:
         """A fault of the gateway begins, or with an empty detail ends; several kinds share one condition."""
@@ -341,14 +359,21 @@ class Agent:
                 for feed in self.feeds.values():
                     self.pipeline.tick_feed(feed, now)
                 moved = wall.step(time.time_ns(), now)
-                if moved:
-                    log.warning("clock stepped by_s=%.1f", moved / 1e9)
+                self._clock_stepped(moved)
                 if watchdog:
                     self._notifier.send("WATCHDOG=1")
             self.pipeline.tick(self.feeds, now)
             deadline = self.pipeline.watch.next_deadline()
             wait_s = TURN_S if deadline is None else min(TURN_S, max(0.0, (deadline - time.monotonic_ns()) / 1e9))
             await asyncio.sleep(wait_s)
+
+    def _clock_stepped(self, moved_ns: int) -> None:
+        """A step of the wall clock is shown until the next look, a second later, and is kept as a record."""
+        if moved_ns:
+            log.warning("clock stepped by_s=%.1f", moved_ns / 1e9)
+            self._fault("clock_step", "wall clock", f"stepped by {moved_ns / 1e9:.1f} s")
+        elif "clock_step/wall clock" in self.faults:
+            self._fault("clock_step", "wall clock", "")
 
     async def _follow_cloud(self, path: Path) -> None:
         """Keep the forwarder's own view of itself at hand; read in a thread, because the disk may not answer."""

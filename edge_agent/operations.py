@@ -130,7 +130,7 @@ class Operations:
         return {
             "gateway": agent.config.gateway.id,
             "version": __version__,
-            "instance": agent.buffer.instance if agent.buffer else "",
+            "instance": agent.run_id,
             "uptime_s": round((now - agent.started_ns) / 1e9, 1),
             "notice": NOTICE,
             "beds": [self._bed_status(bed.id, bed.preset, now) for bed in agent.config.bed],

@@ -9,7 +9,7 @@ ticket as durable. Everything here runs in the agent's loop; time is passed in, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,12 +93,15 @@ class Replies:
             self.dropped += 1
         self._waiting.append((ticket, feed, reply, channel))
 
-    def release(self, ticket: int) -> None:
-        """Send every reply up to and including `ticket`, those of one channel in one piece."""
+    def release(self, ticket: int, shed: Container[int] = ()) -> None:
+        """Send every reply up to and including `ticket`, those of one channel in one piece; none for a shed ticket."""
         waiting = self._waiting
         joined: dict[tuple[int, str], tuple[Feed, list[bytes]]] = {}
         while waiting and waiting[0][0] <= ticket:
-            _, feed, reply, channel = waiting.popleft()
+            number, feed, reply, channel = waiting.popleft()
+            if number in shed:
+                self.dropped += 1
+                continue
             joined.setdefault((id(feed), channel), (feed, []))[1].append(reply.data)
         for (_, channel), (feed, parts) in joined.items():
             feed.send(b"".join(parts), channel)
@@ -174,7 +177,7 @@ class Pipeline:
             feed.failing = True
             detail = f"{feed.name}: {type(error).__name__} in driver {feed.driver.name}"
             for bed in feed.beds():
-                self.apply(self.watch.technical(bed, "driver_failed", True, at_ns, detail))
+                self.apply(self.watch.technical(bed, "driver_fault", True, at_ns, detail))
         self.flush(at_ns)
 
     def handle(self, feed: Feed, items: Iterable[Item], at_ns: int, channel: str = "") -> None:
@@ -301,7 +304,7 @@ class Pipeline:
         if feed.failing:
             feed.failing = False
             for bed in feed.beds():
-                self.apply(self.watch.technical(bed, "driver_failed", False, at_ns, ""))
+                self.apply(self.watch.technical(bed, "driver_fault", False, at_ns, ""))
         if feed.link_state != "lost":
             self.source_state(feed, "connected", at_ns, feed.detail)
 
