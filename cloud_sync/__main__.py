@@ -64,8 +64,8 @@ def _on_signal(stop: threading.Event) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cloud_sync.forwarder import Busy, Forwarder
-    from cloud_sync.sinks import Fatal, Retry, Sink
+    from cloud_sync.forwarder import Busy, Forwarder, one_line
+    from cloud_sync.sinks import Fatal, Sink
     from cloud_sync.sinks.kafka import KafkaSink, properties
     from edge_agent.buffer import KeyProblem, Reader, load_kek
 
@@ -84,9 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             return Reader(data_dir, load_kek(loaded.config.buffer.key))
         except KeyProblem as error:
-            raise Fatal(f"buffer key: {error}") from error
-        except OSError as error:
-            raise Retry(f"buffer: {error}") from error
+            raise Fatal(one_line(error)) from error
 
     def open_sink(stream: str) -> Sink:
         linger_ms = 5 if stream == "alerts" else 50

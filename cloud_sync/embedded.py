@@ -45,6 +45,7 @@ class Arrival(NamedTuple):
     headers: dict[str, str]
     partition: int
     offset: int
+    timestamp_ms: int  # of the broker or the producer, as the topic is configured
 
 
 class Arrivals:
@@ -70,14 +71,19 @@ class Arrivals:
         """What has arrived, waiting up to `timeout_s` seconds for the first."""
         self._find_topics(timeout_s)
         out = []
-        for message in self._consumer.consume(1_000, timeout_s) if self._known else ():
+        found: list[Any] = self._consumer.consume(1_000, timeout_s) if self._known else []
+        for message in found:
             if message.error() is not None:
                 continue
             headers = {name: value.decode() for name, value in message.headers() or ()}
             topic = message.topic()
             self.counts[topic] = self.counts.get(topic, 0) + 1
             key = (message.key() or b"").decode()
-            out.append(Arrival(topic, key, message.value(), headers, message.partition(), message.offset()))
+            out.append(
+                Arrival(
+                    topic, key, message.value(), headers, message.partition(), message.offset(), message.timestamp()[1]
+                )
+            )
         return out
 
     def follow(self, seconds: float) -> Iterator[Arrival]:

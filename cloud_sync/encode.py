@@ -92,7 +92,8 @@ class Encoder:
     def block(self, block: Block) -> list[Message]:
         """One message for every record of the block, in order."""
         out: list[Message] = []
-        gateway, instance, clock_quality, first = self._gateway, block.instance, block.clock_quality, block.first
+        gateway = block.gateway or self._gateway  # a block that could not be opened does not tell
+        instance, clock_quality, first = block.instance, block.clock_quality, block.first
         identity = f"{gateway}/{instance}/"
         utc_ns, encode = block.utc_ns, self._encode
         for sequence, entry in enumerate(block.entries, first):

@@ -47,14 +47,15 @@ class Pace(NamedTuple):
 
     poll_s: float  # between two looks into the buffer when nothing waits there
     blocks: int  # read at once
+    sealed: int  # bytes of blocks read at once; opened and encoded they grow about fortyfold
     messages: int  # under way at most, unless a single block holds more
     size: int  # bytes under way, likewise
     mark_s: float  # between two durable marks: each costs the card a write
 
 
 PACES = {
-    "alerts": Pace(poll_s=0.1, blocks=64, messages=1_000, size=1 << 20, mark_s=0.2),
-    "data": Pace(poll_s=0.25, blocks=4, messages=10_000, size=4 << 20, mark_s=1.0),
+    "alerts": Pace(poll_s=0.1, blocks=64, sealed=64 << 10, messages=1_000, size=1 << 20, mark_s=0.2),
+    "data": Pace(poll_s=0.25, blocks=64, sealed=128 << 10, messages=10_000, size=4 << 20, mark_s=1.0),
 }
 _REST_RETRY = (0.5, 30.0)  # first and longest wait, seconds; it doubles until something is delivered
 _REST_FATAL = (5.0, 60.0)
@@ -71,7 +72,8 @@ class Progress:
     last_delivery_ns: int = 0  # UTC
     last_drop: str = ""
     clock_quality: str = "unknown"
-    position: Position | None = None  # the mark: everything up to it is settled
+    settled: Position | None = None  # everything up to it, though perhaps not yet marked
+    buffer_fault: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +105,7 @@ class Stream:
     _messages: int = 0
     _size: int = 0
     _sent: Position | None = None
-    _reached: Position | None = None  # everything up to it is settled, though perhaps not yet marked
+    _marked: Position | None = None
     _marked_at: float = 0.0
     _reporting: bool = False
     _rest_s: float = 0.0
@@ -123,7 +125,10 @@ class Stream:
             self._sink = self.open_sink()
         if self._reader is None:
             self._reader = self.open_reader()
-            self._sent = self._reached = self.progress.position = self.marks.get(self.name)
+            try:
+                self._sent = self._marked = self.progress.settled = self.marks.get(self.name)
+            except OSError as error:
+                raise Retry(f"mark cannot be read: {error}") from error
         sink, next_read = self._sink, 0.0
         while not self.stop.is_set():
             more = False
@@ -144,12 +149,18 @@ class Stream:
         """Hands the next blocks to the sink; whether there may be more."""
         assert self._reader is not None
         try:
-            blocks = self._reader.read(self.name, self._sent, self.pace.blocks)
-        except (OSError, KeyProblem) as error:
-            raise Retry(f"buffer: {error}") from error
+            blocks = self._reader.read(self.name, self._sent, self.pace.blocks, self.pace.sealed)
+        except KeyProblem as error:
+            raise Fatal(f"buffer: {one_line(error)}") from error
+        self._note_fault(self._reader.fault)
         for block in blocks:
+            if block.damaged:
+                LOG.error("stream=%s event=damaged block=%d reason=%r", self.name, block.number, block.damaged)
             messages = self.encoder.block(block)
-            flight = _Flight(Position(block.instance, block.number), len(messages), sum(len(m.value) for m in messages))
+            position = block.position
+            if not block.instance and self._sent is not None:  # damaged beyond that: its number still tells the place
+                position = Position(self._sent.instance, block.number)
+            flight = _Flight(position, len(messages), sum(len(message.value) for message in messages))
             self._flights.append(flight)
             self._messages += flight.messages
             self._size += flight.size
@@ -176,20 +187,21 @@ class Stream:
             self.progress.forwarded += verdict.accepted
             self.progress.last_delivery_ns = time.time_ns()
         while self._flights and self._flights[0].settled:
-            self._reached = self._flights.popleft().position
+            self.progress.settled = self._flights.popleft().position
 
     def _mark(self, now: bool = False) -> None:
         """Makes the progress durable, not more often than the pace allows."""
-        if self._reached is None or self._reached == self.progress.position:
+        settled = self.progress.settled
+        if settled is None or settled == self._marked:
             return
         at = time.monotonic()
         if not now and at - self._marked_at < self.pace.mark_s:
             return
         try:
-            self.marks.set(self.name, self._reached)
+            self.marks.set(self.name, settled)
         except OSError as error:
             raise Retry(f"mark cannot be written: {error}") from error
-        self.progress.position, self._marked_at = self._reached, at
+        self._marked, self._marked_at = settled, at
 
     def _offer_report(self, sink: Sink) -> None:
         if self._reporting:
@@ -206,10 +218,15 @@ class Stream:
         self._rest_s = first if went_on else min(longest, max(first, 2 * self._rest_s))
         self._rested_at = self.progress.forwarded
         self._show("fatal" if isinstance(trouble, Fatal) else "waiting", str(trouble))
+        with suppress(Retry):
+            self._mark(now=True)
         self._flights.clear()
         self._messages = self._size = 0
         self._reporting = False
-        self._sent = self._reached
+        self._sent = self.progress.settled
+        if isinstance(trouble, Fatal) and self._reader is not None:
+            self._reader.close()
+            self._reader = None  # perhaps the key was at fault, and is put right meanwhile
         if self._sink is not None:
             try:
                 self._sink.reset()
@@ -217,6 +234,12 @@ class Stream:
                 self._show("fatal", str(error))
                 self._sink = None
         self.stop.wait(self._rest_s)
+
+    def _note_fault(self, fault: str) -> None:
+        """A buffer that cannot be read at the moment: the agent recovers it, reading goes on by itself."""
+        if fault != self.progress.buffer_fault:
+            LOG.warning("stream=%s event=%s detail=%r", self.name, "fault" if fault else "recovered", fault)
+        self.progress.buffer_fault = fault
 
     def _show(self, state: State, detail: str) -> None:
         if state != self.progress.state:
@@ -233,6 +256,8 @@ class Stream:
                     self._settle(verdict)
         with suppress(Retry):
             self._mark(now=True)
+        if self._reader is not None:
+            self._reader.close()
 
 
 class Busy(Exception):
@@ -264,7 +289,7 @@ class Forwarder:
         self._reader: Reader | None = None
         self._failure: BaseException | None = None
         self.stop = threading.Event()
-        marks = Marks(data_dir)
+        marks = Marks(data_dir, on_fault=lambda kind, detail: LOG.error("event=%r detail=%r", kind, detail))
         self.streams = [
             Stream(
                 name,
@@ -310,7 +335,7 @@ class Forwarder:
         last = max(item.last_delivery_ns for item in progress.values())
         return {
             "state": worst.state,
-            "detail": worst.detail or trouble,
+            "detail": worst.detail or next((p.buffer_fault for p in progress.values() if p.buffer_fault), trouble),
             "streams": {name: {"state": item.state, "detail": item.detail} for name, item in progress.items()},
             "forwarded": {name: item.forwarded for name, item in progress.items()},
             "dropped": {name: item.dropped for name, item in progress.items()},
@@ -333,13 +358,22 @@ class Forwarder:
             self.stop.set()
 
     def _backlog(self) -> tuple[int | None, float | None, str]:
-        """Records behind the marks, age of the oldest in seconds, and why they cannot be counted."""
+        """Records not settled, age of the oldest in seconds, and why they cannot be counted."""
+        settled = {stream.name: stream.progress.settled for stream in self.streams}
+        oldest_ns = None
         try:
             if self._reader is None:
                 self._reader = self._open_reader()
-            raise NotImplementedError
-        except (OSError, Retry, Fatal, KeyProblem) as error:
-            return None, None, str(error)
+            stats = self._reader.stats(settled)
+            for name, found in stats.items():
+                first = self._reader.read(name, settled[name], 1) if found["records"] else ()
+                for block in first:
+                    oldest_ns = min(oldest_ns or block.committed_ns, block.committed_ns)
+        except (Retry, Fatal, KeyProblem) as error:
+            return None, None, one_line(error)
+        fault = next((found["fault"] for found in stats.values() if "fault" in found), "")
+        age_s = None if oldest_ns is None else max(0.0, round((time.time_ns() - oldest_ns) / 1e9, 1))
+        return None if fault else sum(found["records"] for found in stats.values()), age_s, fault
 
     def _compose(self, status: dict[str, Any]) -> Message:
         self._reports += 1
@@ -364,6 +398,11 @@ class Forwarder:
         with suppress(OSError):  # a full or failing disk must not end the forwarding that may empty it
             fresh.write_bytes(msgspec.json.encode(status))
             fresh.replace(path)
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error without its line ends."""
+    return "; ".join(line.strip() for line in str(error).splitlines())
 
 
 def _claim(path: Path) -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -211,6 +211,12 @@ class Broker:
                 if time.monotonic() > end:
                     self.kill()
                     raise TimeoutError(f"the broker did not answer within {deadline_s} s: {self._log()}") from None
+
+    def create(self, topic: str, partitions: int = 3, **settings: str) -> None:
+        """Makes a topic, with its properties written with underscores for dots."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        config = {name.replace("_", "."): value for name, value in settings.items()}
+        admin.create_topics([NewTopic(topic, partitions, 1, config=config)])[topic].result(30)
 
     def stop(self) -> None:
         """Asks the node to end and waits for it."""

@@ -16,7 +16,6 @@ from confluent_kafka.admin import (
     AclOperation,
     AclPermissionType,
     AdminClient,
-    NewTopic,
     ResourcePatternType,
     ResourceType,
 )
@@ -71,11 +70,6 @@ def loaded(folder: Path, kafka: str, after: str = "") -> config.Loaded:
 
 def plain(broker: Broker) -> Properties:
     return {"bootstrap.servers": broker.bootstrap, "security.protocol": "PLAINTEXT"}
-
-
-def create(broker: Broker, topic: NewTopic) -> None:
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    admin.create_topics([topic])[topic.topic].result(30)
 
 
 @pytest.fixture
@@ -235,7 +229,7 @@ def test_a_missing_permission_keeps_everything_until_it_is_granted(
         f'sasl_username = "{STRANGER}"\nsasl_password = "file:password"'
     )
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    create(kafka, NewTopic(f"{prefix}.observations", 3, 1))
+    kafka.create(f"{prefix}.observations")
     sink = opened(properties(loaded(tmp_path, text)), prefix)
     sink.begin("a", [message(1)])
     (verdict,) = verdicts(sink, 1)
@@ -261,8 +255,7 @@ def test_a_missing_permission_keeps_everything_until_it_is_granted(
 @pytest.mark.kafka
 def test_an_oversized_record_is_dropped_alone(kafka: Broker, prefix: str, opened: Callable[..., KafkaSink]) -> None:
     """The topic takes 20 kB a batch, librdkafka makes larger ones: only the one record that is too large may go."""
-    topic = NewTopic(f"{prefix}.observations", 1, 1, config={"max.message.bytes": "20000"})
-    create(kafka, topic)
+    kafka.create(f"{prefix}.observations", 1, max_message_bytes="20000")
     noise = random.Random(7)
     messages = [message(n, filling=noise.randbytes(500).hex()) for n in range(200)]  # 1 kB that does not compress well
     messages[120] = message(120, filling=noise.randbytes(30_000).hex())
@@ -309,7 +302,7 @@ def test_an_unknown_topic_keeps_everything_until_it_exists(
     (verdict,) = verdicts(sink, 1)
     assert isinstance(verdict.keep, Fatal)
     assert f"{prefix}.observations" in str(verdict.keep)
-    create(own_kafka, NewTopic(f"{prefix}.observations", 1, 1))
+    own_kafka.create(f"{prefix}.observations")
 
     def settled() -> bool:
         sink.reset()

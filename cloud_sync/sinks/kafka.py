@@ -338,12 +338,13 @@ class KafkaSink:
         """Hands waiting messages to librdkafka, in order, until its queue is full."""
         if self._halted or (self._singly and self._singly_left <= 0 and not self._batches_again()):
             return
+        produce: Any = self._producer.produce
         while self._waiting:
             batch, messages = self._waiting[0]
             while messages:
                 message = messages[0]
                 try:
-                    self._producer.produce(
+                    produce(
                         f"{self._prefix}.{message.topic}",
                         message.value,
                         message.key,
