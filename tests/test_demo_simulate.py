@@ -15,8 +15,10 @@ from drivers.contract import Decoder
 from drivers.sim.recorded import RecordedError, Row
 from edge_agent.__main__ import main
 from edge_agent.demo import frames, wire
+from edge_agent.demo.compose import free_port
 from edge_agent.demo.monitor import END, START, control_id
 from edge_agent.demo.simulate import Report, Settings, TargetError, parse_target, simulate
+from edge_agent.links import open_link
 from edge_agent.records import Chunk, Observation
 
 START_TIME = datetime(2024, 5, 1, 12, 0, 0, tzinfo=UTC)
@@ -144,6 +146,53 @@ async def test_oximeter_dials_a_tcp_line() -> None:
     server.close()
     items = list(observed(drivers.load("nonin").decoder(), [bytes(got)]))
     assert each_row(items, 1) == [row.values for row in rows]
+
+
+class Sink:
+    def __init__(self, wanted: int) -> None:
+        self.chunks: list[Chunk] = []
+        self.complete = asyncio.Event()
+        self._wanted = wanted
+
+    def chunk(self, chunk: Chunk) -> None:
+        if chunk.channel == "2a37":
+            self.chunks.append(chunk)
+        if len(self.chunks) == self._wanted:
+            self.complete.set()
+
+    def state(self, state: str, at_ns: int, detail: str) -> None:
+        pass
+
+    def closed(self, channel: str, at_ns: int) -> None:
+        pass
+
+
+async def test_wearable_is_found_on_the_air_and_carries_every_value() -> None:
+    rates = [None if second % 9 == 4 else float(40 + 5 * second) for second in range(50)]
+    rows = [Row(float(second), {"heart_rate": rate}) for second, rate in enumerate(rates)]
+    port, report, sink = free_port(), Report(), Sink(len(rows))
+    task = asyncio.create_task(
+        simulate("wearable", rows, parse_target("wearable", f"radio://127.0.0.1:{port}"), Settings(speed=0.0), report)
+    )
+    url = f"ble://name/HRM-SIM?hci=tcp-client:127.0.0.1:{port}"
+    driver = drivers.load("gatt")
+    link = asyncio.create_task(open_link(url, silence_s=30, channels=driver.channels).run(sink))
+    try:
+        async with asyncio.timeout(30):
+            await sink.complete.wait()
+            await task
+    finally:
+        link.cancel()
+        await asyncio.gather(link, return_exceptions=True)
+    assert report.rows == len(rows)
+    decoder = driver.decoder()
+    got = [
+        item.value
+        for chunk in sink.chunks
+        for item in decoder.feed(chunk)
+        if isinstance(item, Observation) and item.term == "heart_rate"
+    ]
+    assert got == rates
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
+import termios
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,36 @@ def test_bytes_go_through_unchanged(tmp_path: Path) -> None:
     with opened(line.link) as port:
         assert line.send(RAW)
         assert port.read(len(RAW)) == RAW
+    line.pull()
+
+
+def test_the_line_is_raw_before_anyone_sets_it_up(tmp_path: Path) -> None:
+    line = PtyWire(tmp_path / "oximeter")
+    line.plug()
+    reader = os.open(line.link, os.O_RDONLY | os.O_NOCTTY)
+    assert line.send(RAW)
+    got = b""
+    while len(got) < len(RAW) and select.select([reader], [], [], 5)[0]:
+        got += os.read(reader, 4096)
+    os.close(reader)
+    line.pull()
+    assert got == RAW
+
+
+async def test_what_a_receiver_throws_away_while_opening_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SETTLE_S", 1.0)
+    line = PtyWire(tmp_path / "oximeter")
+    line.plug()
+    delivery = asyncio.create_task(line.deliver(b"first"))
+    reader = os.open(line.link, os.O_RDONLY | os.O_NOCTTY)
+    await asyncio.sleep(5 * wire.LOOK_S)  # the device has noticed by now that somebody listens
+    termios.tcflush(reader, termios.TCIFLUSH)
+    await asyncio.wait_for(delivery, 10)
+    assert select.select([reader], [], [], 5)[0]
+    assert os.read(reader, 64) == b"first"
+    os.close(reader)
     line.pull()
 
 

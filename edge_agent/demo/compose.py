@@ -241,7 +241,8 @@ async def demo(beds: int, seconds: float | None, *, plain: bool) -> int:
             return await it.run(show)
         except (ChildDied, NotStarted, ConnectionError) as error:
             said.append(f"the demo broke off: {error}")
-            said += [f"{child.name}, last lines:\n{child.tail()}" for child in it.children]
+            others = [child for child in it.children if not str(error).startswith(child.name)]
+            said += [f"{child.name}, last lines:\n{child.tail()}" for child in others]
             return 1
         finally:
             if display is not None:

@@ -31,6 +31,9 @@ TARGETS: dict[str, dict[str, str]] = {
 }
 
 
+LINGER_S = 1.0  # a strap that leaves the air takes with it what the radio has not passed on
+
+
 class TargetError(ValueError):
     """A --to that this device cannot use; `str` says what to write."""
 
@@ -147,3 +150,4 @@ async def _wearable(source: Iterable[Row], target: Target, settings: Settings, r
             rate = row.values.get("heart_rate")
             await strap.notify_heart_rate(0 if rate is None else round(rate), contact=rate is not None)
             report.rows += 1
+        await asyncio.sleep(LINGER_S)
