@@ -98,11 +98,17 @@ class Framer:
             self._noise(len(buffer))
             self._end_drop()
         elif silent_ns >= FRAME_SILENCE_NS:
-            self._drop("frame without end" if self._state == FRAMED else "frame too long", len(buffer))
+            self._drop(self._unfinished(), len(buffer))
             del buffer[:]
             self._end_drop()
             self._enter(IDLE)
         return self._out
+
+    def _unfinished(self) -> str:
+        """What to call a message that never ended."""
+        if self._state != FRAMED:
+            return "frame too long"
+        return "frame without end" if self._opened else "bytes outside a frame"
 
     def _step(self) -> bool:
         """One move of the state machine; False when it needs more bytes."""
@@ -181,8 +187,9 @@ class Framer:
         at = found.start()
         bare = buffer[at] != _VT
         self._noise(at)
-        self._end_drop()
-        if not bare:
+        if bare:
+            self._end_drop()
+        else:
             del buffer[:1]
         self._enter(BARE if bare else FRAMED)
         return True
@@ -192,6 +199,7 @@ class Framer:
         head = bytes(self._buffer[:_HEADER_WITHIN]).lstrip(_BLANK)
         if head.startswith(_HEADERS):
             self._opened = True
+            self._end_drop()
             return True
         if len(self._buffer) < _HEADER_WITHIN and any(header.startswith(head) for header in _HEADERS):
             return False

@@ -84,11 +84,23 @@ def standard(text: str) -> Text | None:
         return None
     if delimiters == STANDARD:
         return Text(text, STANDARD, text)
-    table: dict[int | str, str | int | None] = {
-        letter: f"\\{code}\\" for letter, code in zip(STANDARD, "FSRET", strict=True)
-    }
-    table.update(dict(zip(delimiters, STANDARD, strict=True)))
-    return Text(text.translate(str.maketrans(table)), delimiters, text)
+    return Text(_rewritten(text, delimiters), delimiters, text)
+
+
+def _rewritten(text: str, delimiters: str) -> str:
+    """The text in the standard notation: its delimiters exchanged, and what it escaped or wrote literally kept."""
+    escape = re.escape(delimiters[3])
+    escaped = dict(zip("FSRET", delimiters, strict=True))
+    literal = {letter: f"\\{code}\\" for letter, code in zip(STANDARD, "FSRET", strict=True)}
+    exchanged = {**literal, **dict(zip(delimiters, STANDARD, strict=True))}
+
+    def letter(found: re.Match[str]) -> str:
+        if found[1]:
+            meant = escaped[found[1]]  # stands for the sender's own delimiter, which is an ordinary letter here
+            return literal.get(meant, meant)
+        return exchanged[found[0]]
+
+    return re.sub(f"{escape}([FSRET]){escape}|[{re.escape(delimiters + STANDARD)}]", letter, text)
 
 
 def _is_delimiter(letter: str) -> bool:
