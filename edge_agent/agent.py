@@ -23,7 +23,7 @@ import drivers
 from drivers.contract import Decoder, Driver
 from edge_agent import links, presets
 from edge_agent.alarms import Alarms
-from edge_agent.annunciators import Annunciator, open_annunciator
+from edge_agent.annunciators import Annunciator, open_annunciators
 from edge_agent.association import Beds
 from edge_agent.buffer import Buffer, KeyProblem, load_kek
 from edge_agent.config import Config, ConfigError, Loaded
@@ -169,12 +169,11 @@ class _LinkSink:
         feed = self._feed
         feed.link_state = state
         if state == "connected":
-            # bytes are not yet items: the source counts as connected when its first item has been decoded, and
-            # turns silent when none comes in time
-            feed.last_item_ns = at_ns
-            feed.detail = detail
-            if feed.state == "lost":
-                self._pipeline.source_state(feed, "silent", at_ns, f"{detail}; no data yet")
+            # bytes are not yet items: the source counts as connected, and its alarm ends, when its first item has been
+            # decoded; it is silent when none comes in time
+            if feed.state != "connected":
+                feed.last_item_ns = at_ns
+                feed.state, feed.detail = "starting", detail
             return
         self._pipeline.source_state(feed, state, at_ns, detail)
 
@@ -256,14 +255,12 @@ class Agent:
         self._notifier.close()
 
     def _open_annunciators(self) -> None:
-        for number, settings in enumerate(self.config.annunciator):
-            if settings.path is not None:
-                settings = settings.model_copy(update={"path": self.parts.loaded.resolve(settings.path)})
+        def fault(name: str, detail: str) -> None:
+            self._loop.call_soon_threadsafe(self._fault, "annunciator_fault", name, detail)
 
-            def fault(kind: str, detail: str, number: int = number) -> None:
-                self._loop.call_soon_threadsafe(self._fault, "annunciator_fault", f"{number}:{kind}", detail)
-
-            self.annunciators.append(open_annunciator(settings, fault))
+        self.annunciators = open_annunciators(
+            self.config.annunciator, resolve=self.parts.loaded.resolve, on_fault=fault
+        )
 
     def _open_buffer(self, data_dir: Path) -> None:
         try:

@@ -184,7 +184,7 @@ class Operations:
         return agent.buffer.stats()
 
     def _annunciators(self) -> list[dict[str, Any]]:
-        return [{"kind": each.kind, "fault": each.fault} for each in self._agent.annunciators]
+        return [{"kind": each.name, "fault": each.fault} for each in self._agent.annunciators]
 
     def metrics(self) -> str:
         """Counters in Prometheus text format (version 0.0.4)."""

@@ -64,6 +64,7 @@ class Feed:
     failing: bool = False
     last_item_ns: int = 0
     link_state: str = "starting"
+    alarmed: set[str] = field(default_factory=set)  # beds that were told that this source is silent or lost
     strangers: int = 0  # items whose location is no bed of this gateway
 
     def beds(self) -> list[str]:
@@ -320,7 +321,11 @@ class Pipeline:
         if state == feed.state:
             return
         feed.state, feed.detail = state, detail
-        self.apply(self.watch.source_state(feed.name, feed.beds(), state, at_ns, detail))
+        if state == "connected":
+            told, feed.alarmed = feed.alarmed, set()
+        else:
+            told = feed.alarmed = feed.alarmed.union(feed.beds())
+        self.apply(self.watch.source_state(feed.name, sorted(told), state, at_ns, detail))
         self.record(feed.bed, feed.name, DeviceStatus("link", state, at_ns, detail))
         self.flush(at_ns)
 
