@@ -22,7 +22,7 @@ from typing import Any
 
 from edge_agent import config
 from edge_agent.buffer.clock import QUALITY_NAMES, SYNCHRONIZED, Clock
-from edge_agent.buffer.pending import GapKey
+from edge_agent.buffer.pending import BATCH_BYTES, GapKey
 from edge_agent.buffer.store import GapRow
 from edge_agent.buffer.writer import Host, Writer
 from edge_agent.records import ALERT, ALERT_RECORDS, NUMERIC, WAVEFORM, Entry, Gap
@@ -76,6 +76,7 @@ class Buffer:
             clock=self._clock,
             max_age_s=settings.max_age_h * 3600,
             commit_s=settings.commit_ms / 1000,
+            batch_bytes=min(BATCH_BYTES, self._pending_bytes // 4, self._quota_bytes // 16),
             limit_bytes=self._data_limit,
             report=self._report,
             fault=self._fault,

@@ -74,14 +74,14 @@ class Marks:
     def get(self, stream: str) -> Position | None:
         """What has been delivered of the stream; None when nothing is known.
 
-        A damaged mark is put aside as `<stream>.json.bad-<utc>` and reported; delivery then starts at the oldest block
+        A damaged mark is put aside as `<stream>.json.bad-<time>` and reported; delivery then starts at the oldest block
         that is still there, under the same identities.
         """
         path = mark_path(self._data_dir, stream)
         try:
             return read_mark(path)
         except BadMark as error:
-            aside = path.with_name(f"{path.name}.bad-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+            aside = path.with_name(f"{path.name}.bad-{time.time_ns()}")
             os.replace(path, aside)
             if self._on_fault is not None:
                 self._on_fault("mark corrupt", f"{error}; put aside as {aside.name}, blocks may be sent again")

@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from edge_agent.records import ALERT, NUMERIC, WAVEFORM, Entry, Waveform
+from msgspec.structs import astuple
+
+from edge_agent.records import ALERT, NUMERIC, WAVEFORM, Entry, Observation, Waveform
 
 ENTRY_BYTES = 420  # measured size of an entry with its numeric in memory; sealed it takes a fifth
 BLOCK_BYTES = 256 << 10  # of entries in memory: a block is cut here
-BATCH_BYTES = 4 << 20  # one transaction holds no more
+BATCH_BYTES = 4 << 20  # of entries in memory: one transaction holds no more
 _GROUP_ENTRIES = 512  # a longer hand-over is cut, so that a block stays near its size
 
 GapKey = tuple[str, int]  # stream whose journal holds the loss, row there
@@ -51,6 +53,14 @@ class Batch:
     size: int = 0
 
 
+def _content_bytes(entry: Entry) -> int:
+    """Size of the fields that a device may fill at length: samples and texts."""
+    record = entry.record
+    if isinstance(record, Waveform):
+        return len(record.samples)
+    return sum(len(value) for value in astuple(record) if value.__class__ is str)
+
+
 class Bell:
     """Wakes one waiting thread; ringing costs nothing when it has been rung already."""
 
@@ -78,11 +88,11 @@ class Bell:
 class Pending:
     """The waiting records of one stream."""
 
-    def __init__(self, *, one_block_per_group: bool) -> None:
+    def __init__(self, *, one_block_per_group: bool, batch_bytes: int = BATCH_BYTES) -> None:
         self.inbox: deque[tuple[int, Sequence[Entry], tuple[GapKey, ...]]] = deque()
         self.bytes = 0
         self.records = 0
-        self._single = one_block_per_group
+        self._single, self.batch_bytes = one_block_per_group, batch_bytes
         self._lanes: dict[int, deque[Group]] = {ALERT: deque(), NUMERIC: deque(), WAVEFORM: deque()}
         self._batch: Batch | None = None
         self._drops: dict[int, int] = {}
@@ -112,8 +122,9 @@ class Pending:
         for start in range(0, len(entries), _GROUP_ENTRIES):
             part = entries if len(entries) <= _GROUP_ENTRIES else entries[start : start + _GROUP_ENTRIES]
             size = len(part) * ENTRY_BYTES
-            if priority == WAVEFORM:
-                size += sum(len(entry.record.samples) for entry in part if isinstance(entry.record, Waveform))
+            for entry in part:
+                if entry.record.__class__ is not Observation:
+                    size += _content_bytes(entry)
             lane.append(Group(ticket, part, size, gaps))
             self.bytes += size
             self.records += len(part)
@@ -134,7 +145,7 @@ class Pending:
     def _fill(self, batch: Batch, priority: int, lane: deque[Group]) -> None:
         size = 0
         groups: list[Group] = []
-        while lane and batch.size < BATCH_BYTES:
+        while lane and batch.size < self.batch_bytes:
             group = lane.popleft()
             if groups and (self._single or size + group.size > BLOCK_BYTES):
                 batch.parts.append(Part(priority, groups))

@@ -65,9 +65,7 @@ class Reader:
         self.damaged = 0  # blocks that could not be opened so far
         self.fault = ""  # why the last read gave nothing although the file is there
 
-    def read(
-        self, stream: str, after: Position | None, max_blocks: int = 64, max_bytes: int = 4 << 20
-    ) -> list[Block]:
+    def read(self, stream: str, after: Position | None, max_blocks: int = 64, max_bytes: int = 4 << 20) -> list[Block]:
         """The next blocks after a place, oldest first; empty when there is none or the file is not there yet.
 
         An `after` whose instance the file does not know gives its oldest block. `max_bytes` bounds the sealed bytes;

@@ -121,9 +121,7 @@ def _ready(store: Store) -> Store:
     return store
 
 
-def _replace(
-    path: Path, stream: str, kek: bytes, gateway: str, clock: Clock, why: str, below: int | None
-) -> Finding:
+def _replace(path: Path, stream: str, kek: bytes, gateway: str, clock: Clock, why: str, below: int | None) -> Finding:
     folder = files.put_aside(path, clock.utc_ns())
     old = folder / path.name
     result = None

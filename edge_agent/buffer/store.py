@@ -225,7 +225,8 @@ class Store:
     def _check_tail(self, tail: int) -> tuple[str, int]:
         opener = KeyRing(self.connection, self._kek)
         rows = self.connection.execute(
-            f"SELECT {HEAD_COLUMNS}, blob FROM blocks ORDER BY number DESC LIMIT ?", (tail,)  # noqa: S608
+            f"SELECT {HEAD_COLUMNS}, blob FROM blocks ORDER BY number DESC LIMIT ?",
+            (tail,),
         ).fetchall()
         for row in rows:
             wrong = opener.verify(row, self.stream)
@@ -282,9 +283,7 @@ class Store:
         found = self.connection.execute("SELECT ordinal FROM instances WHERE uuid = ?", (instance,)).fetchone()
         if not found:
             return None
-        (start,) = self.connection.execute(
-            "SELECT min(start) FROM instances WHERE ordinal > ?", (found[0],)
-        ).fetchone()
+        (start,) = self.connection.execute("SELECT min(start) FROM instances WHERE ordinal > ?", (found[0],)).fetchone()
         return self.next_number - 1 if start is None else int(start) - 1
 
     def used_bytes(self) -> int:

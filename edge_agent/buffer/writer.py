@@ -25,7 +25,7 @@ from typing import Any
 
 from edge_agent.buffer import cut, files, marks, quota, recovery, store
 from edge_agent.buffer.clock import Clock
-from edge_agent.buffer.pending import BATCH_BYTES, Batch, Bell, GapKey, Pending
+from edge_agent.buffer.pending import Batch, Bell, GapKey, Pending
 from edge_agent.buffer.seal import Packer
 from edge_agent.buffer.store import PAGE_BYTES, GapRow, Store
 from edge_agent.records import Entry
@@ -51,6 +51,7 @@ class Host:
     clock: Clock
     max_age_s: float
     commit_s: float
+    batch_bytes: int  # of records in memory that one transaction takes
     limit_bytes: Callable[[], int]  # what this stream's file may hold now
     report: Callable[[], None]  # something became durable
     fault: Callable[[str, str, str], None]  # kind, stream, what and what to do; empty when it is over
@@ -65,7 +66,7 @@ class Writer(threading.Thread):
         super().__init__(name=f"buffer-{stream}", daemon=True)
         self.stream, self._host = stream, host
         self._path = files.database(host.data_dir, stream)
-        self.pending = Pending(one_block_per_group=stream == "alerts")
+        self.pending = Pending(one_block_per_group=stream == "alerts", batch_bytes=host.batch_bytes)
         self.bell = Bell()
         self.ready = threading.Event()
         self.busy_since: int | None = None  # CLOCK_MONOTONIC at which the disk was asked
@@ -189,6 +190,10 @@ class Writer(threading.Thread):
         """Whether there is more to do at once."""
         opened = self._store
         assert opened is not None
+        if self._pause_s:  # what is delivered may make the room that was missing
+            self._tidy(opened)
+            while self._prune_to:
+                self._write(opened, None)
         batch = self.pending.take()
         more = False
         if batch is not None or self._prune_to or self._told_gaps:
@@ -249,7 +254,7 @@ class Writer(threading.Thread):
             self._host.stored_gaps(stored)
         if gaps:
             self._tell(gaps)
-        return batch.size >= BATCH_BYTES
+        return batch.size >= self.pending.batch_bytes
 
     def _tidy(self, opened: Store) -> None:
         wanted = [self._tidy_wanted.popleft() for _ in range(len(self._tidy_wanted))]
@@ -278,6 +283,10 @@ class Writer(threading.Thread):
             mark = marks.read_mark(marks.mark_path(self._host.data_dir, self.stream))
         except marks.BadMark:  # cloud-sync, its writer, reports it and starts a new one
             return 0
+        except OSError as error:  # without a mark nothing is pruned; that alone must not stop the writing
+            self._host.fault("buffer disk", f"{self.stream} mark", f"{error}; delivered blocks cannot be pruned")
+            return 0
+        self._host.fault("buffer disk", f"{self.stream} mark", "")
         if mark is None:
             return 0
         last = opened.last_number_of(mark.instance_bytes())
@@ -348,6 +357,8 @@ class Writer(threading.Thread):
                 if opened.connection.in_transaction:
                     opened.connection.execute("ROLLBACK")
                 kept = _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
+                if kept:
+                    self._publish(opened)
             except sqlite3.Error:
                 kept = False
         if self._quota is not None:
