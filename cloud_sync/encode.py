@@ -156,7 +156,7 @@ def _observed(record: records.Observation) -> _Observed:
         record.value,
         _UNIT_OF[record.term],
         record.validity,
-        record.device_time,
+        record.device_time or None,
         record.location,
         record.subject,
         record.channel,

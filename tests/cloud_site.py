@@ -141,5 +141,10 @@ def on_topic(found: Iterable[Arrival], topic: str) -> list[dict[str, Any]]:
     return [json.loads(arrival.value) for arrival in found if arrival.topic.endswith(f".{topic}")]
 
 
+def count(found: Iterable[Arrival], topic: str) -> int:
+    """How many messages a topic holds, copies included."""
+    return sum(arrival.topic.endswith(f".{topic}") for arrival in found)
+
+
 def identities(found: Iterable[Arrival], topic: str) -> set[str]:
     return {arrival.headers["dedup"] for arrival in found if arrival.topic.endswith(f".{topic}")}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cloud_site import GATEWAY, Site, alarm, consume, identities, observation, on_topic, until
+from cloud_site import GATEWAY, Site, alarm, consume, count, identities, observation, on_topic, until
 from jsonschema import Draft202012Validator
 from kafka_broker import Authority, Broker
 
@@ -86,10 +86,10 @@ def test_what_was_sealed_arrives_value_by_value(kafka: Broker, prefix: str, make
         kafka.bootstrap,
         prefix,
         lambda found: (
-            len(on_topic(found, "observations")) >= TOTAL
-            and len(on_topic(found, "alerts")) == 2
-            and len(on_topic(found, "waveforms")) == 1
-            and len(on_topic(found, "status")) >= 2
+            count(found, "observations") >= TOTAL
+            and count(found, "alerts") == 2
+            and count(found, "waveforms") == 1
+            and count(found, "status") >= 2
         ),
     )
     observed = on_topic(found, "observations")
@@ -143,7 +143,7 @@ def test_alerts_overtake_a_backlog_of_data(kafka: Broker, prefix: str, make_site
     found = consume(
         kafka.bootstrap,
         prefix,
-        lambda found: len(on_topic(found, "observations")) >= total and len(on_topic(found, "alerts")) >= 20,
+        lambda found: count(found, "observations") >= total and count(found, "alerts") >= 20,
     )
     assert site.end(child) == 0
     alerts_at = max(arrival.timestamp_ms for arrival in found if arrival.topic == f"{prefix}.alerts")
@@ -166,7 +166,7 @@ def test_a_broker_that_comes_later_gets_everything(own_kafka: Broker, make_site:
     found = consume(
         own_kafka.bootstrap,
         "site",
-        lambda found: len(on_topic(found, "observations")) >= TOTAL and len(on_topic(found, "alerts")) >= 1,
+        lambda found: count(found, "observations") >= TOTAL and count(found, "alerts") >= 1,
     )
     assert sorted(numbers(on_topic(found, "observations"))) == list(range(TOTAL))
     until(lambda: site.status()["state"] == "connected" and site.status()["backlog_records"] == 0)
@@ -245,7 +245,7 @@ def test_mutual_tls_and_a_broker_of_another_authority(
     assert site.end(child) == 0
     site.write(f'{secure}"{kafka.authority.path}"')
     child = site.run()
-    found = consume(kafka.bootstrap, prefix, lambda found: len(on_topic(found, "observations")) >= 200)
+    found = consume(kafka.bootstrap, prefix, lambda found: count(found, "observations") >= 200)
     assert sorted(numbers(on_topic(found, "observations"))) == list(range(200))
     assert site.end(child) == 0
 
@@ -265,7 +265,7 @@ def test_a_record_that_no_broker_takes_is_dropped_and_named(kafka: Broker, prefi
     assert "size too large" in status["last_drop"].lower()
     assert site.end(child) == 0
     assert f"event=dropped record={status['last_drop'].partition(':')[0]}" in site.log()
-    found = consume(kafka.bootstrap, prefix, lambda found: len(on_topic(found, "observations")) >= 2)
+    found = consume(kafka.bootstrap, prefix, lambda found: count(found, "observations") >= 2)
     assert numbers(on_topic(found, "observations")) == [1, 2]
 
 
