@@ -292,3 +292,4 @@ class Signal(msgspec.Struct, frozen=True, gc=False):
     audio_condition: str = ""  # the condition that owns the sound
     onset: int = 0  # number of the owner's onset, rising over all beds: a greater one is a newer alarm
     audio_onset: int = 0  # likewise of the condition that owns the sound
+    stopped: bool = False  # an operator's action brought this signal: a burst that it ends is cut, not played out

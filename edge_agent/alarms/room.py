@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec import structs
+
 from edge_agent import config
 from edge_agent.alarms.table import LATCHING, RESTARTS, SHOWS, SOUNDS, TABLE, Event, State
 from edge_agent.presets import PRIORITIES, RANK, Condition, Preset
@@ -124,7 +126,7 @@ class Alarms:
         else:
             chosen = [state.by_alert[alert_id]] if alert_id in state.by_alert else []
         done = sum(self._step(state, alarm, "acknowledge", at_ns, operator) for alarm in chosen)
-        self._show(state)
+        self._show(state, by_operator=True)
         return done
 
     def pause_audio(self, bed: str, seconds: int | None, operator: str, at_ns: int) -> int:
@@ -140,7 +142,7 @@ class Alarms:
         state.breaking.clear()
         self._paused.add(bed)
         self._record(state, None, "audio_pause", at_ns, operator, f"{granted} s")
-        self._show(state)
+        self._show(state, by_operator=True)
         return granted
 
     def resume(self, bed: str, operator: str, at_ns: int) -> bool:
@@ -151,7 +153,7 @@ class Alarms:
         """End the latched alarms of a bed; how many there were."""
         state = self._bed(bed)
         done = sum(self._step(state, alarm, "reset", at_ns, operator) for alarm in list(state.alarms.values()))
-        self._show(state)
+        self._show(state, by_operator=True)
         return done
 
     def new_patient(self, bed: str, at_ns: int) -> None:
@@ -160,7 +162,7 @@ class Alarms:
         for alarm in list(state.alarms.values()):
             self._step(state, alarm, "new_patient", at_ns)
         self._resume(state, "", at_ns, "new patient")
-        self._show(state)
+        self._show(state, by_operator=True)
 
     def tick(self, at_ns: int) -> None:
         """End the pauses whose time is over."""
@@ -249,7 +251,7 @@ class Alarms:
         self._show(bed)
         return True
 
-    def _show(self, bed: _Bed) -> None:
+    def _show(self, bed: _Bed, *, by_operator: bool = False) -> None:
         """Send the signal of a bed when it is another one than before."""
         owner = _newest_of_highest(bed.shows)
         if owner is None:
@@ -266,7 +268,7 @@ class Alarms:
             )  # fmt: skip
         if signal != bed.signal:
             bed.signal = signal
-            self._on_signal(signal)
+            self._on_signal(structs.replace(signal, stopped=True) if by_operator else signal)
 
     def _record(
         self, bed: _Bed, alarm: _Alarm | None, event: str, at_ns: int, operator: str = "", detail: str = ""
