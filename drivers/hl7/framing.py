@@ -27,7 +27,8 @@ _VT, _FS = 0x0B, 0x1C
 _AFTER_FS = (0x0D, 0x0A, 0x0B)
 _SUBSTITUTE = b"\x1a"  # stands for a stray 1C, which must not come back inside an acknowledgement's frame
 _PUNCTUATION = rb"[!-/:-@\[-`{-~]"
-_START = re.compile(rb"\x0b|MSH" + _PUNCTUATION)
+_START = re.compile(rb"\x0b+|MSH" + _PUNCTUATION)
+_STRAYS = re.compile(rb"\x1c+")
 _BARE_CONTROL = re.compile(rb"[\x0b\x1c]|[\r\n](?=MSH" + _PUNCTUATION + rb")")
 _WINDOW = 4096  # bytes searched at once: a flood of one control character must not search for the other to the end
 _LOOKAHEAD = 4  # bytes that the last alternative of _BARE_CONTROL wants to see behind the line end
@@ -124,6 +125,10 @@ class Framer:
             return self._pause()
         control = buffer[at]
         if control == _FS:
+            run = _STRAYS.match(buffer, at)
+            if run is not None and run.end() > at + 1:  # only the last of several can end the message
+                at = run.end() - 1
+                self._stray = True
             if at + 1 == len(buffer):
                 self._scan = at
                 return self._pause()
@@ -184,8 +189,8 @@ class Framer:
             keep = next((size for size in (3, 2, 1) if buffer.endswith(b"MSH"[:size])), 0)
             self._noise(len(buffer) - keep)
             return False
-        at = found.start()
-        bare = buffer[at] != _VT
+        bare = buffer[found.start()] != _VT
+        at = found.start() if bare else found.end() - 1  # only the last of several 0B can open a frame
         self._noise(at)
         if bare:
             self._end_drop()
