@@ -20,8 +20,9 @@ START_S = 30.0
 
 # every limit acts at once, so that each message out of limits must give an edge and each one back must end it
 PRESET = """\
-[preset]
 name = "immediate"
+population = "none: measurements only"
+extends = "bedside"
 
 [[condition]]
 id = "spo2_low"
@@ -31,7 +32,6 @@ present = "below 90"
 deadband = 0
 delay_s = 0
 off_delay_s = 0
-arming_s = 0
 priority = "high"
 latching = false
 text = "SpO2 low"
@@ -117,6 +117,13 @@ class Gateway:
                 return int(line.split()[1])
         raise RuntimeError("the kernel does not tell VmRSS")
 
+    def tables(self) -> list[str]:
+        """Beds and further sources of the configuration, TOML tables."""
+        return [
+            f'[[bed]]\nid = "B{number}"\npreset = "immediate"\nlocation = "ICU^^{number}"'
+            for number in range(self._beds)
+        ]
+
     def _write(self) -> Path:
         create_key_file(self.folder / "kek")
         (self.folder / "immediate.toml").write_text(PRESET)
@@ -127,10 +134,7 @@ class Gateway:
             f'[[source]]\ndriver = "hl7"\nlink = "mllp-listen://127.0.0.1:{self.port}"',
             f'[[annunciator]]\nkind = "record"\npath = "{self.edges}"',
         ]
-        lines += [
-            f'[[bed]]\nid = "B{number}"\npreset = "immediate"\nlocation = "ICU^^{number}"'
-            for number in range(self._beds)
-        ]
+        lines += self.tables()
         if self._broker:
             lines.append(
                 f'[cloud.kafka]\nbootstrap = "{self._broker}"\nsecurity = "plaintext"\ntopic_prefix = "{self._prefix}"'

@@ -114,16 +114,17 @@ def check(bootstrap: str, prefix: str, wanted: set[tuple[str, int]]) -> None:
     try:
         while left and time.monotonic() < end:
             for arrival in arrivals.poll(0.5):
-                record = json.loads(arrival.value)
-                if record["item"] != "observation" or arrival.dedup in seen:
+                message = json.loads(arrival.value)
+                record, bed, dedup = message["record"], message["bed"], arrival.headers["dedup"]
+                if record["item"] != "observation" or dedup in seen:
                     continue
-                seen.add(arrival.dedup)
+                seen.add(dedup)
                 number = round(_seconds(record["device_time"]))
                 if record["term"] == "heart_rate":
                     assert record["value"] == 70 + number % 30
-                    assert number >= order.get(record["bed"], 0), "an older message after a newer one"
-                    order[record["bed"]] = number
-                key = (record["bed"], number)
+                    assert number >= order.get(bed, 0), "an older message after a newer one"
+                    order[bed] = number
+                key = (bed, number)
                 if key in left:
                     left[key] -= 1
                     if left[key] <= 0:
