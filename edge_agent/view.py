@@ -73,10 +73,10 @@ def render(status: Status, width: int = 120, height: int = 40) -> RenderableType
 def plain_line(status: Status) -> str:
     """The status in one line without colour, for logs and pipes."""
     alarms = [
-        f"{clean(bed['id'])} {alarm['priority'].upper()} {clean(alarm['text'])} ({alarm['kind']}, {alarm['state']})"
+        f"{clean(bed['id'])} {alarm['priority'].upper()} {_text(alarm)} ({alarm['kind']}, {alarm['state']})"
         for bed in status.get("beds", ())
         for alarm in _sorted(bed.get("alarms", ()))
-    ] + [f"gateway {alarm['priority'].upper()} {clean(alarm['text'])}" for alarm in status.get("gateway_alarms", ())]
+    ] + [f"gateway {alarm['priority'].upper()} {_text(alarm)}" for alarm in status.get("gateway_alarms", ())]
     links = " ".join(f"{clean(source['name'])}={source['state']}" for source in status.get("sources", ()))
     buffer = status.get("buffer") or {}
     cloud = status.get("cloud")
@@ -219,12 +219,18 @@ def _badge(priority: str) -> Text:
     return Text(f" {_PATTERN[priority]} {priority.upper()} ", style=_STYLE[priority])
 
 
+def _text(alarm: dict[str, Any]) -> str:
+    """What the alarm says, with the device when it is the device's fault."""
+    source = alarm.get("source") if alarm.get("kind") == "technical" else ""
+    return clean(f"{alarm['text']} [{source}]" if source else alarm["text"])
+
+
 def _alarm_lines(alarms: Iterable[dict[str, Any]]) -> list[Text]:
     lines = []
     for alarm in _sorted(alarms):
         priority = alarm["priority"]
         line = _badge(priority) if priority != "none" else Text()
-        line.append(f" {clean(alarm['text'])}", style=_TEXT_STYLE[priority])
+        line.append(f" {_text(alarm)}", style=_TEXT_STYLE[priority])
         if alarm.get("value") is not None:
             line.append(f" {round(alarm['value'], 1):g}")
         if alarm.get("limit"):

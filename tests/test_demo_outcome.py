@@ -30,7 +30,7 @@ LOW = {**DESATURATION, "alert_id": "1-2", "condition": "spo2_low", "priority": "
 LOST = {
     **DESATURATION,
     "alert_id": "1-3",
-    "condition": "source_lost",
+    "condition": "source_lost:oximeter",
     "kind": "technical",
     "priority": "medium",
     "text": "Device not connected",
@@ -56,11 +56,11 @@ def line(at_s: float, bed: str, condition: str, output: str = "red", on: bool = 
 
 EDGES = "\n".join(
     [
-        line(0.0, "ICU-2", "source_lost"),
+        line(0.0, "ICU-2", "source_lost:oximeter"),
         line(0.1, "ICU-1", "spo2_desaturation", on=False),
         line(26.25, "ICU-1", "spo2_desaturation"),
         line(26.25, "ICU-1", "spo2_desaturation", "buzzer"),
-        line(30.5, "ICU-2", "source_lost"),
+        line(30.5, "ICU-2", "source_lost:oximeter"),
         '{"at_ns": 31',
     ]
 )
@@ -104,15 +104,21 @@ def without_alarm() -> Outcome:
 
 def without_technical() -> Outcome:
     it = Outcome("ICU-1", "ICU-2", "oximeter")
-    it.observe(status([DESATURATION], [LOST], "lost"))  # the strap, before the cable was pulled
+    it.observe(status([DESATURATION], [LOST], "lost"))  # from before the cable was pulled
     it.pulled = True
     it.observe(status([DESATURATION], [LOST], "lost"))
     return it
 
 
+def other_device() -> Outcome:
+    it = Outcome("ICU-1", "ICU-2", "oximeter", pulled=True)
+    it.observe(status([DESATURATION], [{**LOST, "condition": "source_lost:strap"}]))
+    return it
+
+
 def not_lost() -> Outcome:
     it = Outcome("ICU-1", "ICU-2", "oximeter", pulled=True)
-    it.observe(status([DESATURATION], [LOST]))  # another device of the bed
+    it.observe(status([DESATURATION], [LOST]))
     return it
 
 
@@ -127,6 +133,7 @@ def not_forwarded() -> Outcome:
     [
         (without_alarm, "no SpO2 alarm on ICU-1"),
         (without_technical, "no technical alarm on ICU-2 after its cable was pulled"),
+        (other_device, "no technical alarm on ICU-2 after its cable was pulled"),
         (not_lost, "the source oximeter was not reported as lost"),
         (not_forwarded, "cloud-sync forwarded nothing"),
     ],
@@ -161,4 +168,5 @@ def test_the_generated_configuration_is_valid(tmp_path: Path, beds: list[str]) -
     config = load(path).config
     assert [bed.id for bed in config.bed] == beds
     assert [source.bed for source in config.source] == ["", beds[-1], beds[-1]]
+    assert {annunciator.bed for annunciator in config.annunciator} == {beds[0], beds[-1]}
     assert config.buffer.key == f"file:{tmp_path / 'key'}"

@@ -66,7 +66,7 @@ STATUS: dict[str, Any] = {
                 "inactivation": {"state": "audio-paused", "remaining_s": 96.0},
             },
             alarms=[
-                alarm("low", "Source silent", kind="technical"),
+                alarm("low", "Source silent", kind="technical", source="oximeter"),
                 alarm("high", "Desaturation", value=78.0, limit="below 80", state="Ack", since_s=12.0),
             ],
         ),
@@ -129,7 +129,7 @@ def test_a_whole_screen_reads_as_expected() -> None:
     assert squeezed(lines[1]) == "bed alarm HR /min SpO2 % NIBP mm[Hg] Temp Cel other"
     assert squeezed(lines[2]) == "ICU-1 none 72 97 121/78 (5 min ago) 36.6? perfusion_index 1.4 %"
     assert line_with(lines, "ICU-2").startswith("ICU-2 (no patient)   !!! HIGH  Desaturation 78 (below 80)")
-    assert "! LOW  Source silent technical, 3 s" in line_with(lines, "Source silent")
+    assert "! LOW  Source silent [oximeter] technical, 3 s" in line_with(lines, "Source silent")
     assert "audio paused, 96 s left" in line_with(lines, "audio paused")
     assert squeezed(line_with(lines, "nonin@")) == "nonin@serial:///tmp/oximeter ICU-1 lost no such file 90 2"
     assert "3 beds" in line_with(lines, "hl7@")
@@ -213,7 +213,8 @@ def test_faults_are_told() -> None:
 
 def test_plain_line() -> None:
     assert view.plain_line(STATUS) == (
-        "beds 2 | alarms: ICU-2 HIGH Desaturation (physiological, Ack); ICU-2 LOW Source silent (technical, On) | "
+        "beds 2 | alarms: ICU-2 HIGH Desaturation (physiological, Ack); "
+        "ICU-2 LOW Source silent [oximeter] (technical, On) | "
         "hl7@mllp-listen://127.0.0.1:2575=connected nonin@serial:///tmp/oximeter=lost | "
         "latency p50 0.21 ms p99 0.90 ms | buffered 3000 pending 1 | cloud connected forwarded 403"
     )

@@ -59,7 +59,11 @@ def configuration(beds: list[str], folder: Path, mllp_port: int, serial_path: Pa
         '[control]\nsocket = "control.sock"\n',
         f"[buffer]\nkey = {quoted(f'file:{folder / KEY_FILE}')}\nquota_mb = 64\n",
         f'[cloud.kafka]\nbootstrap = {quoted(bootstrap)}\nsecurity = "plaintext"\n',
-        '[[annunciator]]\nkind = "record"\npath = "edges.jsonl"\n',
+    ]
+    # an output of its own for each bed that gets an alarm: a shared one shows the highest of all and hides the other
+    lines += [
+        f'[[annunciator]]\nkind = "record"\npath = "edges.jsonl"\nbed = {quoted(bed)}\n'
+        for bed in dict.fromkeys((beds[0], beds[-1]))
     ]
     lines += [f'[[bed]]\nid = {quoted(bed)}\npreset = "{PRESET}"\nlocation = {quoted(location(bed))}\n' for bed in beds]
     serial, strap = f"serial://{serial_path}", f"ble://name/{STRAP_NAME}?hci={hci}"

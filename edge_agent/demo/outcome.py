@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_agent.presets import Condition
 
-LOST = ("source_lost", "source_silent")  # the conditions a pulled cable may raise
+LOST = ("source_lost", "source_silent")  # rows of the preset that a pulled cable may raise, as ROW:SOURCE
 _NS = 1e9
 
 
@@ -58,7 +58,7 @@ class Outcome:
             for alarm in bed["alarms"]:
                 if bed["id"] == self.sick_bed and alarm["condition"].startswith("spo2_"):
                     self._physiological(alarm)
-                if bed["id"] == self.oximeter_bed and alarm["condition"] in LOST:
+                if bed["id"] == self.oximeter_bed and self._of_oximeter(alarm):
                     self._technical(alarm)
         for source in status["sources"]:
             if source["name"] == self.oximeter_source and self.pulled:
@@ -73,6 +73,10 @@ class Outcome:
             return
         if self.physiological is None or order.index(alarm["priority"]) < order.index(self.physiological["priority"]):
             self.physiological = alarm
+
+    def _of_oximeter(self, alarm: dict[str, Any]) -> bool:
+        row, _, source = alarm["condition"].partition(":")
+        return row in LOST and source == self.oximeter_source
 
     def _technical(self, alarm: dict[str, Any]) -> None:
         if not self.pulled:
