@@ -60,7 +60,7 @@ class Gateway:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Gateway:
-        self.config = self._write()
+        self.config = self.write()
         self.start("edge-agent")
         if self._broker:
             self.start("cloud-sync")
@@ -75,6 +75,10 @@ class Gateway:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder with everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self, program: str) -> None:
@@ -124,7 +128,8 @@ class Gateway:
             for number in range(self._beds)
         ]
 
-    def _write(self) -> Path:
+    def write(self) -> Path:
+        """The configuration, with its key and preset beside it."""
         create_key_file(self.folder / "kek")
         (self.folder / "immediate.toml").write_text(PRESET)
         lines = [
