@@ -164,7 +164,7 @@ class Gap(_Item, frozen=True, tag="g"):
     reason: str  # quota, age, memory, quarantine, damaged, unencodable, device
     first: int  # first and last sequence that are missing
     last: int
-    count: int
+    count: int  # 0: unknown how many, within first..last or, when those are 0 too, anywhere
     at_ns: int
     instance: str = ""  # of the missing records, when it is not the block's own
     priority: int = 0

@@ -72,7 +72,11 @@ class DataKey(NamedTuple):
 
 
 class BadDatabase(Exception):
-    """A database that must not be written to: damaged, of a newer version, or not ours."""
+    """A database that must not be written to: damaged or not ours."""
+
+
+class NewerVersion(BadDatabase):
+    """A database that is whole but whose schema this program does not know."""
 
 
 class WrongKey(Exception):
@@ -161,7 +165,7 @@ class Store:
         if application != APPLICATION_ID:
             raise BadDatabase("not a buffer of this program")
         if version > SCHEMA_VERSION:
-            raise BadDatabase(f"schema {version} was written by a newer version of this program")
+            raise NewerVersion(f"schema {version} was written by a newer version of this program")
 
     def _configure(self) -> None:
         for pragma in (
@@ -202,37 +206,35 @@ class Store:
             if plain is not None:
                 self.key = DataKey(rows[0][0], Cipher(plain), (), day)
 
-    def check(self, tail: int) -> tuple[str, int]:
-        """What is wrong with the file, empty when nothing is, and how many of the last `tail` blocks were opened.
+    def check(self, tail: int) -> tuple[str, bool]:
+        """What is wrong with the file, empty when nothing is, and whether its structure is concerned.
 
-        A file that was closed in order only has its tail checked. SQLite's own check does not see a flipped bit inside
-        a blob; the tag does.
+        The newest `tail` blocks are opened. A file that was closed in order is not checked further. SQLite's own check
+        does not see a flipped bit inside a blob; the tag does.
         """
         try:
             if not self.clean:
                 (word,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
                 if word != "ok":
-                    return f"quick_check: {word}", 0
+                    return f"quick_check: {word}", True
                 self.blocks, self.records = self.connection.execute(
                     "SELECT count(*), coalesce(sum(count), 0) FROM blocks"
                 ).fetchone()
-            return self._check_tail(tail)
+            return self._check_tail(tail), False
         except sqlite3.Error as error:
             if is_damage(error):
-                return str(error), 0
+                return str(error), True
             raise
 
-    def _check_tail(self, tail: int) -> tuple[str, int]:
+    def _check_tail(self, tail: int) -> str:
         opener = KeyRing(self.connection, self._kek)
-        rows = self.connection.execute(
-            f"SELECT {HEAD_COLUMNS}, blob FROM blocks ORDER BY number DESC LIMIT ?",
-            (tail,),
-        ).fetchall()
+        query = f"SELECT {HEAD_COLUMNS}, blob FROM blocks ORDER BY number DESC LIMIT ?"  # noqa: S608
+        rows = self.connection.execute(query, (tail,)).fetchall()
         for row in rows:
             wrong = opener.verify(row, self.stream)
             if wrong:
-                return f"block {row[5]}: {wrong}", 0
-        return "", len(rows)
+                return f"block {row[5]}: {wrong}"
+        return ""
 
     def current_key(self) -> DataKey:
         """The data key of this boot and day; a new one is stored with the first block it seals."""
