@@ -47,16 +47,22 @@ class Facet(NamedTuple):
 class Waves:
     """The blocks and facets of one message."""
 
-    __slots__ = ("_blocks", "_facets")
+    __slots__ = ("_blocks", "_facets", "_twice")
 
     def __init__(self) -> None:
         self._blocks: dict[str, _Block] = {}
         self._facets: dict[tuple[str, str], Facet] = {}
+        self._twice: list[_Block] = []
 
     def block(self, term: terms.Term, row: list[str], device_time: str | None, location: str, subject: str) -> None:
         """Take the row that holds the samples; one that says it has none is passed over."""
-        if row[5] and row[11] not in ("X", "D", "W"):
-            self._blocks[row[4]] = _Block(term, row[5], row[6], device_time, location, subject)
+        if not row[5] or row[11] in ("X", "D", "W"):
+            return
+        block = _Block(term, row[5], row[6], device_time, location, subject)
+        if row[4] in self._blocks:  # its facets would belong to either
+            self._twice.append(block)
+        else:
+            self._blocks[row[4]] = block
 
     def facet(self, name: str, row: list[str]) -> None:
         """Take a row that describes a block; `name` is rate, resolution, marker, or empty when only OBX-4 tells."""
@@ -72,6 +78,9 @@ class Waves:
         out: list[Item] = []
         for channel, block in self._blocks.items():
             out.append(self._item(channel, block, at_ns))
+        for block in self._twice:
+            reason = f"waveform {block.term.name}: two blocks at one place"
+            out.append(Reject(reason, len(block.samples), at_ns, block.location))
         return out
 
     def _item(self, channel: str, block: _Block, at_ns: int) -> Item:
