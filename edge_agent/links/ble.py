@@ -9,6 +9,9 @@ connects to one device at a time and refuses more. A scan that has found nothing
 since a bluetoothd that was restarted scans for nobody. A notification that comes after its connection has ended is
 dropped.
 
+Deadlines are `asyncio.timeout`, never `wait_for`, which in Python 3.11 swallows a cancellation that
+meets its result; a link that has been told to end would go on.
+
 A `Radio` is what a link speaks through: the system's Bluetooth (BlueZ), or other backends for bleak, as the
 demo and the tests use (links.ble_hci).
 """
@@ -82,7 +85,8 @@ class _Air:
                 async with self._turn:
                     await self._start()
                 with contextlib.suppress(TimeoutError):
-                    return await asyncio.wait_for(asyncio.shield(found), RESCAN_S)
+                    async with asyncio.timeout(RESCAN_S):
+                        return await asyncio.shield(found)
                 async with self._turn:
                     await self._stop()
         except BaseException:
@@ -223,7 +227,8 @@ class BleLink:
                 self._outbox.get_nowait()
             gone.set()  # what still comes by the callbacks is not of this time
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(client.disconnect(), DISCONNECT_S)
+                async with asyncio.timeout(DISCONNECT_S):
+                    await client.disconnect()
 
     async def _subscribe(
         self, client: BleakClient, gone: asyncio.Event, report: Report
@@ -266,14 +271,16 @@ class BleLink:
             while not gone.is_set():
                 for channel, characteristic in readable:
                     with contextlib.suppress(BleakError, TimeoutError):  # one that cannot be read is no lost link
-                        data = await asyncio.wait_for(client.read_gatt_char(characteristic), READ_S)
+                        async with asyncio.timeout(READ_S):
+                            data = await client.read_gatt_char(characteristic)
                         self._notified(channel, gone, report, characteristic, data)
                     if gone.is_set():
                         return
                 # one that notifies has been read for its first value; from here on it speaks for itself
                 readable = [item for item in readable if {"notify", "indicate"}.isdisjoint(item[1].properties)]
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(gone.wait(), READ_EVERY_S if readable else None)
+                    async with asyncio.timeout(READ_EVERY_S if readable else None):
+                        await gone.wait()
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)

@@ -70,7 +70,8 @@ class _Central:
             address = Address("C0:" + ":".join(f"{byte:02X}" for byte in secrets.token_bytes(5)))  # a static random one
             device = Device.with_hci("gateway", address, transport.source, transport.sink)
             try:
-                await self.unless_lost(asyncio.wait_for(device.power_on(), OPEN_S))
+                async with asyncio.timeout(OPEN_S):
+                    await self.unless_lost(device.power_on())
             except BaseException:
                 self.close()
                 raise

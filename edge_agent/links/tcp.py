@@ -200,6 +200,10 @@ class ListenLink:
     def joined(self, peer: _Peer) -> bool:
         """Take a new peer in, in the place of an idle one when all are taken."""
         assert self._report is not None
+        former = self._peers.get(peer.channel)
+        if former is not None:  # it was reset after it had ended, and its port is used again
+            former.cut("its port is used by another connection")
+            self._forget(former)
         if len(self._peers) >= self._max and not self._make_room():
             self.refused += 1
             return False
