@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TextIO
 
 from edge_agent.annunciators.output import FaultError
@@ -70,8 +71,8 @@ _UNPRINTABLE = dict.fromkeys((*range(32), *range(127, 160)), "?")  # a device's 
 def pattern(priority: Priority) -> str:
     """The burst of a priority as it would look on paper: one dot a pulse, a space where it pauses."""
     burst = BURSTS[priority]
-    least = min((after - before for before, after in zip(burst.starts, burst.starts[1:], strict=False)), default=0)
+    least = min((after - before for before, after in pairwise(burst.starts)), default=0)
     out = "●"
-    for before, after in zip(burst.starts, burst.starts[1:], strict=False):
+    for before, after in pairwise(burst.starts):
         out += " " * (after - before > least) + " " * (after - before > 3 * least) + "●"
     return out
