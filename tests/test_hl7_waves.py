@@ -129,6 +129,11 @@ def test_two_blocks_of_one_metric_in_two_groups_are_two_waveforms_in_order() -> 
     ]
 
 
+def test_facets_of_one_group_do_not_describe_a_block_of_the_next() -> None:
+    items = decode(framed(message("OBR|1", rate(), resolution(), "OBR|2", obx(ECG, "1", place="1.7.6", kind="NA"))))
+    assert rejects(items) == [("waveform ecg_ii: no sample rate", 1)]
+
+
 def test_two_blocks_at_one_place_are_not_mixed() -> None:
     items = block("1^2", obx(ECG, "3^4", place="1.7.6", kind="NA"), rate(), resolution("1"))
     assert rejects(items) == [("waveform ecg_ii: two blocks at one place", 3)]

@@ -8,12 +8,11 @@ Source: HL7 v2.6 chapter 3, trigger events A01 to A04, A08, A11 to A13, A40.
 
 from __future__ import annotations
 
-from drivers.hl7.tokens import component, fields, patient, place
+from drivers.hl7.tokens import component, fields, named, patient, place
 from drivers.hl7.values import device_time
 from edge_agent.records import Item, PatientEvent, Reject
 
 TRIGGERS = frozenset({"A01", "A02", "A03", "A04", "A08", "A11", "A12", "A13", "A40"})
-_LONGEST_NAME = 250
 
 
 def patient_events(lines: list[str], trigger: str, sent_at: str, zone: str, at_ns: int, out: list[Item]) -> None:
@@ -37,7 +36,7 @@ def patient_events(lines: list[str], trigger: str, sent_at: str, zone: str, at_n
             location, prior_location = place(pv1[3]), place(pv1[6])
             subject = subject or ""
         elif kind == "MRG|":
-            prior_subject = component(fields(line, 1)[1], 1)[:_LONGEST_NAME]
+            prior_subject = named(component(fields(line, 1)[1], 1))
         elif kind == "EVN|":
             evn = fields(line, 6)
             when = evn[6] or evn[2] or when

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from drivers.hl7 import values
 from drivers.hl7.dialects import unit
-from drivers.hl7.tokens import component, fields, patient, place, shown
+from drivers.hl7.tokens import component, fields, named, patient, place, shown
 from edge_agent.records import DeviceAlarm, DeviceStatus, Item, Priority, Reject
 
 _PRIORITIES: dict[str, Priority] = {"PH": "high", "PM": "medium", "PL": "low", "PN": "none", "PI": "none"}
@@ -23,7 +23,6 @@ _ENDED = frozenset({"off", "inactive"})
 _ALIVE = "MDC_EVT_ACTIVE"
 _GENERIC = frozenset({"MDC_EVT_ALARM", "MDC_EVT_ALERT"})  # the row's value names the event
 _NUMBERED = {"196614": _ALIVE, "196616": "MDC_EVT_ALARM"}
-_LONGEST_NAME = 250
 
 # What the identifier of a facet ends with, over both generations of names.
 _FACETS = (
@@ -56,11 +55,11 @@ _GRADES: tuple[tuple[str, str, Priority], ...] = (
 class Alarm:
     """The rows of one alarm, gathered until the next OBR."""
 
-    __slots__ = ("alert_id", "codec", "device_time", "event", "facets", "flags", "location", "subject", "text", "time")
+    __slots__ = ("alert_id", "codec", "device_time", "event", "facets", "flags", "location", "subject", "text")
 
     def __init__(self, header: str, zone: str, codec: str, location: str, subject: str) -> None:
         obr = fields(header, 29)
-        self.alert_id = next((name[:_LONGEST_NAME] for name in (obr[3], obr[29], obr[2]) if name.strip("^&")), "")
+        self.alert_id = next((named(name) for name in (obr[3], obr[29], obr[2]) if name.strip("^&")), "")
         self.device_time = values.device_time(obr[7], zone)
         self.codec = codec
         self.location = location
@@ -83,10 +82,11 @@ class Alarm:
                 self.facets.setdefault(facet, f"{obx[5]}|{obx[6]}" if facet == "timeout" else obx[5])
                 return
         if "_EVT_" in name and not self.event:
-            self.event = name[:100]
+            self.event = shown(name, longest=100)
             self.text = self._words(obx[5])
             if name in _GENERIC:
-                self.event = next((part for part in obx[5].upper().split("^") if "_EVT_" in part), name)[:100]
+                said = next((part for part in obx[5].upper().split("^") if "_EVT_" in part), name)
+                self.event = shown(said, longest=100)
 
     def item(self, at_ns: int) -> Item:
         """The alarm, or the heartbeat that its rows are."""
@@ -97,7 +97,9 @@ class Alarm:
             return Reject("alarm without event, phase or priority", 0, at_ns, self.location)
         state = self._word("state")
         phase = self._word("phase") or ("end" if state in _ENDED else "start")
-        priority = self._word("priority").upper() or next((flag for flag in self.flags if flag in _PRIORITIES), "")
+        priority = self._word("priority").upper()
+        if priority not in _PRIORITIES:
+            priority = next((flag for flag in self.flags if flag in _PRIORITIES), priority)
         known = _PRIORITIES.get(priority)
         return DeviceAlarm(
             known or "medium",
@@ -154,7 +156,10 @@ def alarm_groups(
                 alarm = Alarm("OBR", zone, codec, location, subject)
             if alarm is not None:
                 alarm.row(line)
-            elif rest is not None:
+            else:
+                if rest is None:  # rows without an order of their own
+                    rest = []
+                    left.append((rest, location, subject))
                 rest.append(line)
         elif kind == "OBR|":
             close()
@@ -212,7 +217,7 @@ def text_alarm(
         "",
         "ST" if technical else "SP",
         level,
-        f"MDIL-ALERT:{text.split(',', 1)[0]}"[:_LONGEST_NAME],
+        named(f"MDIL-ALERT:{text.split(',', 1)[0]}"),
         device_time,
         location,
         subject,

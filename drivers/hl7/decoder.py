@@ -26,6 +26,10 @@ from edge_agent.records import Chunk, Item, Reject
 _ROWS, _ALARMS, _PATIENT, _QUERY, _SILENT, _UNUSED = range(6)
 _ANSWERED = frozenset({"ACK", "MCF", "ORA"})  # acknowledgements: answering them would never end
 _ROUTES_MAX = 256
+# What text is read as when nothing else fits: single bytes that all mean something, or that Python can replace.
+_FALLBACKS = frozenset({f"iso8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 15)}) | {
+    f"cp{page}" for page in (437, 850, 1250, 1251, 1252, 1253, 1254, 1255, 1256, 1257)
+} | {"utf-8", "ascii", "shift_jis", "gb18030", "big5", "euc_kr"}  # fmt: skip
 _HEADER_MAX = 4096  # characters; ten times the longest that is sent, and what an answer repeats stays small
 _NEXT_MESSAGE = re.compile(r"\r(?=MSH[!-/:-@\[-`{-~])")
 
@@ -70,8 +74,12 @@ class Hl7:
     """
 
     def __init__(self, charset: str = "latin-1", acknowledge: bool = True) -> None:
-        """Raises: LookupError when Python knows no such codec."""
+        """Raises: LookupError when Python knows no such character set; TypeError for `acknowledge` in quotes."""
         self._charset = codecs.lookup(charset).name
+        if self._charset not in _FALLBACKS:
+            raise LookupError(f"charset {charset!r} does not know every byte; one of {', '.join(sorted(_FALLBACKS))}")
+        if not isinstance(acknowledge, bool):
+            raise TypeError(f"acknowledge is true or false, not {acknowledge!r}")
         self._acknowledge = acknowledge
         self._framer = Framer()
         self._memory = Memory()

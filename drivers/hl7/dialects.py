@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from drivers.hl7.tokens import unescape
+from drivers.hl7.tokens import shown, unescape
 from edge_agent import terms
 
 # Kinds of row, by their OBX-3.
@@ -125,7 +125,7 @@ def _meaning(code: Code) -> Meaning:
         return _of(by_refid, f"{code.code} sent as {refid}" if wrong else "")
     if by_code is not None and refid.startswith("MDC") and code.system in _MDC_SYSTEMS:
         # An identifier we do not know beside a number we do: only a number that is the term's own is believed.
-        mismatch = f"{code.code} sent as {refid[:60]}"
+        mismatch = f"{code.code} sent as {shown(refid, longest=60)}"
         return _of(by_code, mismatch) if int(code.code) == by_code.mdc_code else Meaning(OTHER, mismatch=mismatch)
     return Meaning(OTHER) if by_code is None else _of(by_code)
 

@@ -12,11 +12,9 @@ Source: IHE PCD technical framework, PCD-01; HL7 v2.6 chapter 7, OBX and table 0
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from drivers.hl7 import dialects, values
 from drivers.hl7.alarms import text_alarm
-from drivers.hl7.tokens import patient, place
+from drivers.hl7.tokens import patient, place, shown
 from drivers.hl7.waves import Waves
 from edge_agent import terms
 from edge_agent.records import DeviceStatus, Item, Observation, Reject, Validity
@@ -27,6 +25,7 @@ _PLANS_MAX = 4096
 _KEY_MAX = 400  # characters of OBX-3 and OBX-6 together, beyond which a plan is not kept
 _CHANNEL_MAX = 64
 
+_PLAIN = frozenset({"R", "F", "P", "C", "S", ""})  # OBX-11: results, preliminary, final or corrected
 # OBX-11: the value is not there, or is there and must not be used. W: sent for the wrong patient.
 STATUS: dict[str, Validity] = {
     "X": "not_available",
@@ -50,15 +49,9 @@ _FLAGS: dict[str, Validity] = {
 _WORST: tuple[Validity, ...] = ("invalid", "not_available", "questionable")
 
 
-class _Special(NamedTuple):
-    """Why a row leaves the fast path."""
-
-    meaning: dialects.Meaning
-    unusable_unit: bool = False
-
-
-# Term, factor and offset (None: as sent), and what is special about the row (None: nothing).
-Plan = tuple[str, tuple[float, float] | None, _Special | None]
+# Term, factor and offset (None: as sent), and the meaning of a row that is not a plain metric (None: it is one).
+Plan = tuple[str, tuple[float, float] | None, dialects.Meaning | None]
+_UNUSABLE = (0.0, 0.0)  # the unit is unknown or does not convert: no value of the row becomes a number
 _IGNORE: Plan = ("", None, None)
 _PLANS: dict[tuple[str, str], Plan] = {}
 
@@ -90,10 +83,10 @@ def observations(
     subject: str = "",
 ) -> None:
     """Append what the segments in `lines` say, in order; waveforms at the end of their OBR, after all their facets."""
-    plans, numbers, statuses = _PLANS, values.NUMBERS, STATUS
+    plans, numbers = _PLANS, values.NUMBERS
     append = out.append
     parents: dict[str, str] = {}
-    waves: Waves | None = None
+    waves = Waves()
     group_time: str | None = None
     row_time: str | None = None
     row_time_raw = ""
@@ -103,14 +96,13 @@ def observations(
             row = line.split("|", _LAST_FIELD + 1)
             if len(row) <= _LAST_FIELD:
                 row += [""] * (_LAST_FIELD + 1 - len(row))
-            name, scale, special = plans.get((row[3], row[6])) or _plan(row[3], row[6])
+            name, scale, meaning = plans.get((row[3], row[6])) or _plan(row[3], row[6])
             if not name:
                 if not row[2] and row[4]:
                     parents[row[4]] = row[3]
-                elif waves is not None:
+                else:
                     waves.facet("", row)
-                if special is None:
-                    continue
+                continue
             raw_time = row[14]
             if not raw_time:
                 at = group_time
@@ -119,58 +111,42 @@ def observations(
             else:
                 row_time_raw = raw_time
                 at = row_time = values.device_time(raw_time, zone) or group_time
-            if special is not None:
-                meaning = special.meaning
+            if meaning is not None:
                 if meaning.mismatch:
                     memory.report("code mismatch", meaning.mismatch, at_ns, location, out)
-                if meaning.kind in (dialects.WAVE, dialects.FACET):
-                    waves = waves or Waves()
-                    if meaning.term is None:
-                        waves.facet(meaning.facet, row)
-                    elif row[2] == "NA":
-                        waves.block(meaning.term, row, at, location, subject)
-                    continue
-                if meaning.kind == dialects.ALERT:
-                    append(text_alarm(row, meaning.alert, codec, at_ns, at, location, subject))
-                    continue
                 if meaning.kind != dialects.METRIC:
+                    if meaning.kind == dialects.ALERT:
+                        append(text_alarm(row, meaning.alert, codec, at_ns, at, location, subject))
+                    else:
+                        waves.row(meaning, row, at, location, subject)
                     continue
                 if name in dialects.PARENTS:
                     name = dialects.parent_term(name, _parents(row[4], parents))
             channel = row[4]
-            if len(channel) > _CHANNEL_MAX:
-                channel = channel[:_CHANNEL_MAX]
+            if len(channel) > _CHANNEL_MAX or not channel.isprintable():
+                channel = shown(channel, codec, _CHANNEL_MAX)
             value = numbers.get(row[5])
-            if value is None or row[2] != "NM" or row[8] or row[11] in statuses:
-                value, validity = _careful(row)
-                if value is None or (special is not None and special.unusable_unit):
-                    if value is not None:
-                        validity = _no_unit(name, row[6], memory, at_ns, location, out)
-                    append(Observation(name, None, validity, at_ns, at, location, subject, channel))
-                    continue
-                if scale is not None:
-                    value = round(value * scale[0] + scale[1], 6)
-                append(Observation(name, value, validity, at_ns, at, location, subject, channel))
+            if value is not None and scale is None and row[2] == "NM" and not row[8] and row[11] in _PLAIN:
+                append(Observation(name, value, "valid", at_ns, at, location, subject, channel))
                 continue
-            if scale is not None:
-                value = round(value * scale[0] + scale[1], 6)  # 6 decimals: 98.6 degF is 37 Cel, not 36.99999999999999
-            elif special is not None and special.unusable_unit:
-                validity = _no_unit(name, row[6], memory, at_ns, location, out)
-                append(Observation(name, None, validity, at_ns, at, location, subject, channel))
-                continue
-            append(Observation(name, value, "valid", at_ns, at, location, subject, channel))
+            value, validity = _careful(row)
+            if value is not None and scale is not None:
+                if scale is _UNUSABLE:
+                    detail = f"{name} in {shown(row[6], codec, 60)}"
+                    memory.report("unit not usable", detail, at_ns, location, out)
+                    value, validity = None, "invalid"
+                else:
+                    value = round(value * scale[0] + scale[1], 6)  # 98.6 degF is 37 Cel, not 36.99999999999999
+            append(Observation(name, value, validity, at_ns, at, location, subject, channel))
         elif kind == "OBR|":
-            if waves is not None:
-                out.extend(waves.items(at_ns))
-                waves = None
+            waves.end(at_ns, out)
             row_time_raw = _field(line, 7)
             group_time = row_time = values.device_time(row_time_raw, zone)
         elif kind == "PV1|":
             location = place(_field(line, 3))
         elif kind == "PID|":
             subject, location = patient(line), ""
-    if waves is not None:
-        out.extend(waves.items(at_ns))
+    waves.end(at_ns, out)
 
 
 def _field(line: str, number: int) -> str:
@@ -190,17 +166,15 @@ def _plan(code: str, unit: str) -> Plan:
 
 def _make_plan(code: str, unit: str) -> Plan:
     meaning = dialects.meaning(code)
-    if meaning.kind == dialects.OTHER:
-        return ("", None, _Special(meaning)) if meaning.mismatch else _IGNORE
-    if meaning.term is None or meaning.kind == dialects.WAVE:
-        # no metric, but the row counts: any name keeps it from being passed over
-        return meaning.term.name if meaning.term else meaning.kind, None, _Special(meaning)
+    if meaning.kind == dialects.OTHER and not meaning.mismatch:
+        return _IGNORE
+    if meaning.term is None or meaning.kind != dialects.METRIC:
+        return meaning.kind, None, meaning  # no metric, but the row counts: it needs a name
     term = meaning.term
     sent = dialects.unit(unit)
     found = (1.0, 0.0) if sent == "" else terms.conversion(sent, term.ucum) if sent else None
-    special = meaning.mismatch or term.name in dialects.PARENTS or found is None
-    scale = None if found is None or found == (1.0, 0.0) else found
-    return term.name, scale, _Special(meaning, found is None) if special else None
+    scale = _UNUSABLE if found is None else None if found == (1.0, 0.0) else found
+    return term.name, scale, meaning if meaning.mismatch or term.name in dialects.PARENTS else None
 
 
 def _parents(containment: str, names: dict[str, str]) -> tuple[str, ...]:
@@ -231,14 +205,9 @@ def _careful(row: list[str]) -> tuple[float | None, Validity]:
     return value, validity
 
 
-def _no_unit(name: str, unit: str, memory: Memory, at_ns: int, location: str, out: list[Item]) -> Validity:
-    memory.report("unit not usable", f"{name} in {unit[:60]}", at_ns, location, out)
-    return "invalid"
-
-
 def without_cut_row(lines: list[str], at_ns: int, out: list[Item]) -> None:
-    """Take away a last row that silence may have cut inside its value or unit: 12 of 120 would be a wrong number."""
+    """Take away a last row that silence has cut before its status: 12 of 120, or a value without the X behind it."""
     row = lines[-1].split("|", 12)
-    if row[0] == "OBX" and len(row) < 12 and (len(row) < 7 or not row[6]):
+    if row[0] == "OBX" and (len(row) < 12 or not row[11]):
         out.append(Reject("row cut short", len(lines[-1]), at_ns))
         del lines[-1]

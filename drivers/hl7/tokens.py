@@ -159,6 +159,11 @@ def component(field: str, number: int) -> str:
 _LONGEST_NAME = 250  # characters of an identifier; HL7 allows 250 for the longest
 
 
+def named(text: str) -> str:
+    """An identifier as it was sent, of bounded length and without control characters."""
+    return text[:_LONGEST_NAME] if text.isprintable() else text[:_LONGEST_NAME].translate(_CONTROL)
+
+
 def place(field: str) -> str:
     """A location (PV1-3, PV1-6) as it was sent; empty when only its separators were."""
     first = field.split("~", 1)[0]
@@ -175,5 +180,5 @@ def patient(line: str) -> str:
         for repetition in field.split("~"):
             name = component(repetition, 1)
             if name and name != '""':
-                return name[:_LONGEST_NAME]
+                return named(name)
     return ""

@@ -16,6 +16,7 @@ from sys import byteorder
 from typing import NamedTuple
 
 from drivers.hl7 import dialects, values
+from drivers.hl7.tokens import shown
 from edge_agent import terms
 from edge_agent.records import NO_SAMPLE, Item, Reject, Waveform
 
@@ -66,6 +67,8 @@ class Waves:
 
     def facet(self, name: str, row: list[str]) -> None:
         """Take a row that describes a block; `name` is rate, resolution, marker, or empty when only OBX-4 tells."""
+        if not name and not self._blocks:
+            return
         parent, _, position = row[4].rpartition(".")
         if not name:
             if position != _MARKER_FACET or parent not in self._blocks:
@@ -73,15 +76,25 @@ class Waves:
             name = "marker"
         self._facets[parent, name] = Facet(values.decimal(row[5].strip(" ")), row[6])
 
-    def items(self, at_ns: int) -> list[Item]:
-        """A Waveform for every block, or a Reject that says what it lacks."""
-        out: list[Item] = []
+    def row(
+        self, meaning: dialects.Meaning, row: list[str], device_time: str | None, location: str, subject: str
+    ) -> None:
+        """Take a row whose OBX-3 is that of a waveform or of a facet."""
+        if meaning.kind == dialects.FACET:
+            self.facet(meaning.facet, row)
+        elif meaning.kind == dialects.WAVE and meaning.term is not None and row[2] == "NA":
+            self.block(meaning.term, row, device_time, location, subject)
+
+    def end(self, at_ns: int, out: list[Item]) -> None:
+        """Append a Waveform for every block, or a Reject that says what it lacks, and begin anew."""
+        if not self._blocks and not self._facets:
+            return
         for channel, block in self._blocks.items():
             out.append(self._item(channel, block, at_ns))
         for block in self._twice:
             reason = f"waveform {block.term.name}: two blocks at one place"
             out.append(Reject(reason, len(block.samples), at_ns, block.location))
-        return out
+        self._blocks, self._facets, self._twice = {}, {}, []
 
     def _item(self, channel: str, block: _Block, at_ns: int) -> Item:
         def reject(reason: str) -> Reject:
@@ -109,7 +122,7 @@ class Waves:
             block.device_time,
             block.location,
             block.subject,
-            channel[:64],
+            shown(channel, longest=64),
         )
 
     def _scale(self, channel: str, block: _Block) -> tuple[float, float] | None:
