@@ -27,7 +27,7 @@ from edge_agent.annunciators import Annunciator, open_annunciators
 from edge_agent.association import Beds
 from edge_agent.buffer import Buffer, KeyProblem, load_kek
 from edge_agent.config import Config, ConfigError, Loaded
-from edge_agent.control import ControlServer
+from edge_agent.control import AlreadyRunning, ControlServer
 from edge_agent.health import Latency, Notifier, WallClock
 from edge_agent.operations import Operations
 from edge_agent.pipeline import GATEWAY, Append, Feed, Pipeline
@@ -191,6 +191,7 @@ class Agent:
         self.faults: dict[str, str] = {}  # technical condition of the gateway -> detail
         self.started_ns = time.monotonic_ns()
         self.run_id = uuid.uuid4().hex
+        self.ready = asyncio.Event()
         self.buffer: Buffer | None = None
         self.annunciators: list[Annunciator] = []
         self.feeds: dict[str, Feed] = {}
@@ -209,39 +210,54 @@ class Agent:
     async def run(self) -> None:
         """Open everything, serve until `stop`, close everything. A part that fails to open is a technical alarm."""
         data_dir = self.parts.loaded.resolve(self.config.gateway.data_dir)
-        self._open_annunciators()
-        self._open_buffer(data_dir)
         operations = Operations(self)
+        settings = self.config.control
+        socket = self.parts.loaded.resolve(settings.socket)
         control = ControlServer(
-            self.parts.loaded.resolve(self.config.control.socket),
-            operations.table(),
-            operations.audit,
-            self.config.control.nurse_group,
-            self.config.control.biomed_group,
+            socket, operations.table(), operations.audit, settings.nurse_group, settings.biomed_group
         )
-        await control.start()
-        tasks = [asyncio.create_task(link.run(sink), name=link.url) for link, sink in self._open_links()]
-        tasks.append(asyncio.create_task(self._keep_time(), name="clock"))
-        tasks.append(asyncio.create_task(self._follow_cloud(data_dir / "cloud-sync" / "status.json"), name="cloud"))
-        self._notifier.send("READY=1")
-        log.info("ready gateway=%s beds=%d sources=%d", self.config.gateway.id, len(self.config.bed), len(self.feeds))
-        stopped = asyncio.create_task(self._stop.wait())
+        try:  # first, so that a second agent finds the first one before it touches its files or outputs
+            await control.start()
+        except AlreadyRunning:
+            raise
+        except OSError as error:
+            self._fault("control_fault", "socket", f"{socket}: {error.strerror or error}; operators cannot be heard")
+        tasks: list[asyncio.Task[None]] = []
         try:
-            done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopped}:
-                # the clock or a link ended by itself: the alarm path is not whole, so the process ends and is restarted
-                if (error := task.exception()) is not None:
-                    raise error
-                if task.get_name() == "clock":
-                    raise RuntimeError("the alarm loop's clock ended")
-                await self._stop.wait()  # a capture file has been played to its end
+            self._open_annunciators()
+            self._open_buffer(data_dir)
+            tasks = [asyncio.create_task(link.run(sink), name=link.url) for link, sink in self._open_links()]
+            tasks.append(asyncio.create_task(self._keep_time(), name="clock"))
+            tasks.append(asyncio.create_task(self._follow_cloud(data_dir / "cloud-sync" / "status.json"), name="cloud"))
+            self._notifier.send("READY=1")
+            log.info(
+                "ready gateway=%s beds=%d sources=%d", self.config.gateway.id, len(self.config.bed), len(self.feeds)
+            )
+            self.ready.set()
+            await self._serve(tasks)
         finally:
             self._notifier.send("STOPPING=1")
-            for task in [stopped, *tasks]:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(stopped, *tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await control.close()
             self._close()
+
+    async def _serve(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Return when `stop` is called. Raises: what the clock or a link died of, because the path is not whole then."""
+        stopped = asyncio.create_task(self._stop.wait(), name="stop")
+        left: set[asyncio.Task[Any]] = {stopped, *tasks}
+        try:
+            while stopped in left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {stopped}:
+                    if (error := task.exception()) is not None:
+                        raise error
+                    if task.get_name() in ("clock", "cloud"):
+                        raise RuntimeError(f"the agent's {task.get_name()} task ended")
+                    log.info("link ended url=%s", task.get_name())  # a capture file has been played to its end
+        finally:
+            stopped.cancel()
 
     def stop(self) -> None:
         """Ask `run` to return."""

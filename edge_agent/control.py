@@ -50,10 +50,14 @@ class Refused(Exception):
     """An operation that cannot be done; `str` tells the operator why and what to do."""
 
 
+class AlreadyRunning(OSError):
+    """Another agent answers on the control socket."""
+
+
 Operation = Callable[[Mapping[str, Any], str], Mapping[str, Any]]  # (request, operator) -> reply
 
 
-def role_of(pid: int, uid: int, gid: int, nurse_group: str, biomed_group: str) -> str:
+def role_of(uid: int, gid: int, nurse_group: str, biomed_group: str) -> str:
     """The role of a peer: root and the agent's own user are biomed, members of the two groups what the group says."""
     if uid in (0, os.getuid()):
         return "biomed"
@@ -92,11 +96,11 @@ class ControlServer:
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen. Raises: OSError when the socket's folder cannot be made or another agent answers on it."""
+        """Listen. Raises: AlreadyRunning; OSError when the socket cannot be made."""
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         if self._path.exists():
             if answers(self._path):
-                raise OSError(f"{self._path}: another agent answers on this control socket; stop it first")
+                raise AlreadyRunning(f"{self._path}: another agent answers on this control socket; stop it first")
             self._path.unlink()
         self._server = await asyncio.start_unix_server(self._accept, self._path, limit=MAX_LINE)
         # Who may do what is decided by peer credentials; any local user may connect and see the status.
@@ -129,8 +133,8 @@ class ControlServer:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        pid, uid, gid = _peer(writer)
-        role = role_of(pid, uid, gid, *self._groups)
+        uid, gid = _peer(writer)
+        role = role_of(uid, gid, *self._groups)
         operator = f"uid={uid}"
         while True:
             try:
@@ -186,11 +190,11 @@ class ControlServer:
         return {"ok": True, **reply}
 
 
-def _peer(writer: asyncio.StreamWriter) -> tuple[int, int, int]:
+def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:
     connection = writer.get_extra_info("socket")
     size = struct.calcsize("3i")
-    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return pid, uid, gid
+    _pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return uid, gid
 
 
 def _line(reply: Mapping[str, Any]) -> bytes:
