@@ -329,7 +329,7 @@ def test_a_condition_without_a_row_is_a_technical_alarm_not_an_error() -> None:
     room = Room()
     room.put("never heard of")
     assert room.signal.priority == "medium" and "never heard of" in room.signal.text
-    room.put("disk_full", bed="nowhere")
+    room.put("disk_fault", bed="nowhere")
     assert room.signals[-1].bed == "nowhere"
 
 

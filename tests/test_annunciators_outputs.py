@@ -165,11 +165,11 @@ def test_signals_of_other_beds_are_not_shown_but_those_of_the_gateway_are(faults
     output = Probe()
     annunciator = Annunciator(output, bed="ICU-3", on_fault=faults)
     annunciator.drive(alarm(1, bed="ICU-4", condition="other"))
-    annunciator.drive(alarm(2, bed="", condition="disk_full", priority="medium"))
+    annunciator.drive(alarm(2, bed="", condition="disk_fault", priority="medium"))
     annunciator.drive(alarm(3, bed="ICU-3"))
     edges = output.wait(lambda edges: any(edge.condition == "spo2_low" for edge in edges))
     annunciator.close()
-    assert {edge.condition for edge in edges} == {"disk_full", "spo2_low"}
+    assert {edge.condition for edge in edges} == {"disk_fault", "spo2_low"}
 
 
 def test_pulses_come_by_themselves(probe: tuple[Probe, Annunciator]) -> None:
@@ -374,6 +374,7 @@ def test_gpio_tells_a_wrong_label_a_taken_line_and_a_line_that_is_not_there(chip
     with pytest.raises(FaultError, match="line 17 is taken by 'spi0 CS0'"):
         Gpio(GPIO).open()
     assert chip.open == 0
+    assert gpio.chip_labels() == ["pinctrl-bcm2711"] and chip.open == 0
 
 
 def test_gpio_without_permission_says_which_group(chip: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +384,7 @@ def test_gpio_without_permission_says_which_group(chip: StandIn, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(gpiod, "Chip", denied)
-    with pytest.raises(FaultError, match="group that owns them"):
+    with pytest.raises(FaultError, match="group that owns it"):
         Gpio(GPIO).open()
 
 

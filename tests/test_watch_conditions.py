@@ -457,11 +457,11 @@ def test_streams_of_a_bed_are_bounded(prompt: Bedside) -> None:
 
 def test_technical_conditions_of_the_gateway() -> None:
     watch = Watch({"": load_presets()["gateway"]})
-    (change,) = watch.technical("", "disk_full", True, 5, "0 MB left")
-    assert (change.bed, change.condition, change.detail) == ("", "disk_full", "0 MB left")
-    assert list(watch.technical("", "disk_full", True, 6)) == []
-    assert [c.present for c in watch.technical("", "disk_full", False, 7)] == [False]
-    assert list(watch.technical("", "disk_full", False, 8)) == []
+    (change,) = watch.technical("", "disk_fault", True, 5, "0 MB left")
+    assert (change.bed, change.condition, change.detail) == ("", "disk_fault", "0 MB left")
+    assert list(watch.technical("", "disk_fault", True, 6)) == []
+    assert [c.present for c in watch.technical("", "disk_fault", False, 7)] == [False]
+    assert list(watch.technical("", "disk_fault", False, 8)) == []
     assert [c.condition for c in watch.technical("", "never heard of", True, 9)] == ["never heard of"]
 
 
@@ -469,7 +469,8 @@ def test_score_raises_and_abstaining_does_nothing(tmp_path: Path) -> None:
     rows = (
         '[[condition]]\nid = "worse"\nkind = "advisory"\nvital = "risk"\npresent = "score_above 0.5"\n'
         'priority = "low"\noff_delay_s = 0\n'
-        '[[condition]]\nid = "risk_stale"\nkind = "technical"\nvital = "risk"\npresent = "silent 60"\npriority = "low"\n'
+        '[[condition]]\nid = "risk_stale"\nkind = "technical"\n'
+        'vital = "risk"\npresent = "silent 60"\npriority = "low"\n'
     )
     bed = Bedside(preset(tmp_path, rows))
     for at, value in ((0, 0.4), (1, 0.6), (2, None), (3, 0.2)):

@@ -7,7 +7,7 @@ kernels. The kernel gives the lines back when the process ends, whatever way it 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,25 +75,12 @@ class Gpio:
     def _find(self, gpiod: Any) -> Any:
         """The chip with the label, open."""
         found: list[str] = []
-        denied = False
-        for path in sorted(DEVICES.glob("gpiochip*")):
-            try:
-                if not gpiod.is_gpiochip_device(str(path)):
-                    continue
-                chip = gpiod.Chip(str(path))
-            except OSError as error:
-                denied = denied or error.errno in (errno.EACCES, errno.EPERM)
-                continue
+        for chip in _chips(gpiod):
             label = chip.get_info().label
             if label == self._chip:
                 return chip
             found.append(label)
             chip.close()
-        if denied:
-            raise FaultError(
-                f"no permission for the GPIO devices in {DEVICES}; add the agent's user to the group that owns them "
-                "(gpio on Raspberry Pi OS)"
-            )
         there = f"found {', '.join(found)}" if found else "this machine has none"
         raise FaultError(f"no GPIO chip is labelled {self._chip!r}, {there}; `gpiodetect` shows the labels in brackets")
 
@@ -107,3 +94,35 @@ class Gpio:
                 f"{self.name}: line {line!r} is taken by {info.consumer or 'the kernel'!r}; "
                 "end that program or choose another line"
             )
+
+
+def chip_labels() -> list[str]:
+    """Labels of the GPIO chips of this machine, empty where there are none.
+
+    Raises: FaultError without permission to look.
+    """
+    try:
+        import gpiod
+    except ImportError:
+        return []
+    labels: list[str] = []
+    for chip in _chips(gpiod):
+        labels.append(chip.get_info().label)
+        chip.close()
+    return labels
+
+
+def _chips(gpiod: Any) -> Iterator[Any]:
+    """Every GPIO chip, open; whoever takes one closes it."""
+    for path in sorted(DEVICES.glob("gpiochip*")):
+        try:
+            chip = gpiod.Chip(str(path)) if gpiod.is_gpiochip_device(str(path)) else None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise FaultError(
+                    f"no permission for {path}; add the agent's user to the group that owns it "
+                    "(gpio on Raspberry Pi OS)"
+                ) from error
+            continue
+        if chip is not None:
+            yield chip
