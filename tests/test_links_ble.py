@@ -30,7 +30,7 @@ def link_to(radio: VirtualRadio, who: str = "name/HRM-SIM", **more: object) -> L
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 the wearable tells nobody when its counterpart has arrived
+        while not holds():
             await asyncio.sleep(0.005)
 
 

@@ -165,6 +165,7 @@ def test_a_full_disk_leaves_whole_lines_and_says_what_is_missing(
     assert file.write([(RECEIVED, Chunk(0, b"\x01"))]) == 0
     with pytest.raises(OSError, match="No space"):
         file.write([(RECEIVED, Chunk(1, b"\x02"))])
+    assert [chunk.data for chunk in read_capture(tmp_path / "a.cap").received()] == [b"\x01"]
     file.unmarked = 1
     assert file.write([(RECEIVED, Chunk(2, b"\x03"))]) == 0
     file.close()

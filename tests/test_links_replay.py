@@ -44,6 +44,12 @@ async def test_a_capture_is_played_in_its_rhythm(tmp_path: Path, speed: str, sec
     assert (stamps[-1] - stamps[0]) / 1e9 > 0.9 * seconds
 
 
+async def test_a_long_capture_can_be_played_quickly(tmp_path: Path) -> None:
+    (tmp_path / "a.cap").write_text("< 0 - 01\n< 50 - 02\n")
+    sink = await play(tmp_path / "a.cap", "1000")
+    assert 0.05 <= (sink.chunks[1].at_ns - sink.chunks[0].at_ns) / 1e9 < 50
+
+
 async def test_a_capture_that_cannot_be_read_is_a_lost_link(tmp_path: Path) -> None:
     sink = await play(tmp_path / "none.cap", "max")
     assert sink.names == ["lost"] and "No such file" in sink.states[0][1]

@@ -6,8 +6,8 @@ doors: this module for the gateway's side, the demo's radio for the wearable's s
 extra `demo`) everything but `ble://...?hci=` works.
 
 A `_Central` is one host on one HCI socket. It is opened when first needed and again after the socket was lost. bumble
-tells waiting calls of a lost socket by a CancelledError of its own making; `_unless_lost` makes an ordinary error of
-it, so that it is not taken for the end of the link's task.
+ends the connections of a lost socket, and tells waiting calls of it by a CancelledError of its own making;
+`unless_lost` makes an ordinary error of that, so that it is not taken for the end of the link's task.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ class _Central:
         self.spec = spec
         self.device: Device | None = None
         self._transport: Any = None
-        self._when_lost: set[Callable[[], None]] = set()
 
     async def open(self) -> Device:
         """The host, with its controller reset and ready. Raises: OSError, BleakError, TimeoutError."""
@@ -90,11 +89,6 @@ class _Central:
         except BaseBumbleError as error:
             raise BleakError(str(error) or type(error).__name__) from error
 
-    def when_lost(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Have `call` called once when the socket is lost; the result takes that back."""
-        self._when_lost.add(call)
-        return lambda: self._when_lost.discard(call)
-
     def _lost(self, transport: Any) -> None:
         if transport is self._transport:
             self.close()
@@ -104,9 +98,6 @@ class _Central:
         transport, self._transport, self.device = self._transport, None, None
         if transport is not None:
             transport.sink.close()
-        calls, self._when_lost = self._when_lost, set()
-        for call in calls:
-            call()
 
 
 def _uuid(uuid: UUID) -> str:
@@ -189,7 +180,6 @@ class _Client(BaseBleakClient):
         self._central = central
         self._connection: Connection | None = None
         self._subscribed: dict[int, Callable[[bytes], None]] = {}
-        self._forget: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -210,7 +200,6 @@ class _Client(BaseBleakClient):
         connection = await unless_lost(device.connect(self._peer_address, timeout=self._timeout))
         self._connection = connection
         connection.on(Connection.EVENT_DISCONNECTION, self._disconnected)
-        self._forget = self._central.when_lost(lambda: self._disconnected(0))
         try:
             if pair:
                 await unless_lost(connection.pair())
@@ -250,7 +239,6 @@ class _Client(BaseBleakClient):
         if self._connection is None:
             return
         self._connection = None
-        self._forget()
         if self._disconnected_callback is not None:
             self._disconnected_callback()
 

@@ -37,7 +37,7 @@ _LINE = re.compile(r"([<>])\s+(\S+)\s+(\S+)(?:\s+(.*))?")
 _SECONDS = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?")  # 9 digits of seconds are 31 years, 9 decimals are nanoseconds
 _HEADER = re.compile(r"#\s*([a-z][a-z0-9_-]*):\s*(.*)")
 
-PENDING_BYTES = 4 << 20  # about 10 minutes of a busy HL7 link while the disk stands still
+PENDING_BYTES = 4 << 20  # half a minute of 100 HL7 messages a second, while the disk stands still
 MAX_FILE_BYTES = 256 << 20  # hex text; a capture that nobody ended must not fill the gateway's disk
 _CHUNK_COST = 160  # bytes of memory that a queued chunk takes beside its data
 
