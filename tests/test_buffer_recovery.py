@@ -17,7 +17,6 @@ from edge_agent.buffer import admin, files
 from edge_agent.buffer.store import Store
 from edge_agent.records import Gap
 
-
 Filled = Callable[..., list[buffer.Block]]
 
 
@@ -433,6 +432,25 @@ def test_an_interrupted_replacement_is_finished_at_the_next_start(tmp_path: Path
     assert not rig.faults
     assert not (folder / "data.db.new").exists()
     rig.close()
+
+
+def test_a_power_cut_right_after_the_change_of_names_leaves_no_old_log(
+    tmp_path: Path, fill: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(3)
+    path = tmp_path / "buffer" / "data.db"
+    shutil.copy(path, files.beside(path, ".new"))
+    files.beside(path, "-wal").write_bytes(b"the old log")
+    real = os.rename
+
+    def cut(source: Path, target: Path) -> None:
+        real(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", cut)
+    with pytest.raises(KeyboardInterrupt):
+        files.adopt(path)
+    assert not files.beside(path, "-wal").exists()
 
 
 def test_a_reader_follows_a_replaced_file(tmp_path: Path, fill: Filled) -> None:
