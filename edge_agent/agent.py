@@ -31,12 +31,13 @@ from edge_agent.control import AlreadyRunning, ControlServer
 from edge_agent.health import Latency, Notifier, WallClock
 from edge_agent.operations import Operations
 from edge_agent.pipeline import GATEWAY, Append, Feed, Pipeline
-from edge_agent.records import Chunk, Signal
+from edge_agent.records import AlarmEvent, Chunk, Signal
 from edge_agent.watch import Watch
 
 log = logging.getLogger("edge_agent")
 
 TURN_S = 0.25  # the longest turn of the alarm loop's clock: a quarter of the second an alarm may take
+LISTEN_GRACE_S = 5.0  # between two connections of a sender that dials for every message or batch
 DECODER_TICK_NS = 1_000_000_000
 # which technical condition of the gateway a fault of the buffer is
 BUFFER_CONDITIONS = {
@@ -144,11 +145,14 @@ def build_pipeline(
         on_signal(signal)
         holder[0].signalled()
 
+    def recorded(bed: str, event: AlarmEvent) -> None:
+        holder[0].alarm_event(bed, event)
+
     alarms = Alarms(
         parts.presets,
         config.alarms,
         new_id=new_id,
-        on_event=lambda bed, event: holder[0].alarm_event(bed, event),
+        on_event=recorded,
         on_signal=signalled,
     )
     pipeline = Pipeline(beds, watch, alarms, append, on_latency)
@@ -167,13 +171,16 @@ class _LinkSink:
 
     def state(self, state: links.LinkState, at_ns: int, detail: str) -> None:
         feed = self._feed
-        feed.link_state = state
+        feed.link_state, feed.link_since_ns = state, at_ns
         if state == "connected":
             # bytes are not yet items: the source counts as connected, and its alarm ends, when its first item has been
             # decoded; it is silent when none comes in time
             if feed.state != "connected":
                 feed.last_item_ns = at_ns
                 feed.state, feed.detail = "starting", detail
+            return
+        if state == "lost" and feed.grace_s and feed.state == "connected":
+            feed.link_detail = detail  # a sender that dials for every message is back before the grace is over
             return
         self._pipeline.source_state(feed, state, at_ns, detail)
 
@@ -244,7 +251,7 @@ class Agent:
             self._close()
 
     async def _serve(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Return when `stop` is called. Raises: what the clock or a link died of, because the path is not whole then."""
+        """Return when `stop` is called. Raises: what the clock or a link died of: the path is not whole then."""
         stopped = asyncio.create_task(self._stop.wait(), name="stop")
         left: set[asyncio.Task[Any]] = {stopped, *tasks}
         try:
@@ -297,10 +304,13 @@ class Agent:
             driver = self.parts.drivers[index]
             silence_s = source.silence_s or driver.silence_s
             tee = self.parts.loaded.resolve(source.capture) if source.capture else None
-            link = links.open_link(source.link, silence_s=silence_s, channels=driver.channels, tee=tee)
+            link = links.open_link(
+                source.link, silence_s=silence_s, channels=driver.channels, tee=tee, driver=driver.name
+            )
             feed = Feed(
                 name=name, driver=driver, make=self.parts.maker(index), send=link.send, bed=source.bed,
                 silence_s=silence_s, link=source.link, last_item_ns=now,
+                grace_s=min(LISTEN_GRACE_S, silence_s) if "-listen://" in source.link else 0.0,
             )  # fmt: skip
             self.feeds[name] = feed
             if not driver.per_channel:
@@ -324,8 +334,7 @@ class Agent:
 
     def _on_committed(self, ticket: int) -> None:
         """Called in the buffer's writer threads; one wake-up of the loop serves all commits until it runs."""
-        if ticket > self._committed:
-            self._committed = ticket
+        self._committed = max(self._committed, ticket)
         if not self._release_due:
             self._release_due = True
             self._loop.call_soon_threadsafe(self._release)

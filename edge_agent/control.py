@@ -149,7 +149,8 @@ class ControlServer:
             writer.write(_line(reply))
             while interval_s is not None:
                 try:
-                    await asyncio.wait_for(reader.read(1), interval_s)
+                    async with asyncio.timeout(interval_s):
+                        await reader.read(1)
                     return  # a subscriber says nothing; whatever it sends ends the subscription
                 except TimeoutError:
                     pass

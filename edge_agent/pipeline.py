@@ -64,6 +64,9 @@ class Feed:
     failing: bool = False
     last_item_ns: int = 0
     link_state: str = "starting"
+    link_since_ns: int = 0
+    link_detail: str = ""
+    grace_s: float = 0.0  # how long a listening link may be without a peer before that is a lost source
     alarmed: set[str] = field(default_factory=set)  # beds that were told that this source is silent or lost
     strangers: int = 0  # items whose location is no bed of this gateway
 
@@ -332,6 +335,12 @@ class Pipeline:
     def tick(self, feeds: Mapping[str, Feed], at_ns: int) -> None:
         """What the passing of time causes: condition delays, freshness, silent sources, ends of pauses."""
         for feed in feeds.values():
+            if (
+                feed.link_state == "lost"
+                and feed.state == "connected"
+                and at_ns - feed.link_since_ns >= feed.grace_s * 1e9
+            ):
+                self.source_state(feed, "lost", at_ns, feed.link_detail)
             quiet = at_ns - feed.last_item_ns > feed.silence_s * 1e9
             if quiet and feed.state in ("starting", "connected"):
                 self.source_state(feed, "silent", at_ns, f"no data for {feed.silence_s:g} s")

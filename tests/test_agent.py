@@ -146,6 +146,17 @@ async def test_silence_of_a_source_is_an_alarm_and_data_ends_it(bedside: Bedside
         await shows(bedside, "source_lost", "ICU-3")
 
 
+async def test_a_sender_that_dials_for_every_message_raises_nothing(bedside: Bedside) -> None:
+    async with running(bedside.write()) as agent:
+        for number in range(20):
+            monitor = await dial(bedside.port)
+            monitor.send(bed_frame(number))
+            assert f"M3-{number}" in await monitor.reply()
+            monitor.close()
+            await until(lambda: agent.feeds["monitor"].link_state == "lost", "the end of the connection")
+        assert await conditions(bedside, "ICU-3") == set()
+
+
 async def test_a_message_cut_off_gives_nothing(bedside: Bedside) -> None:
     async with running(bedside.write()) as agent:
         broken = await dial(bedside.port)
