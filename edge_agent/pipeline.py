@@ -335,11 +335,8 @@ class Pipeline:
     def tick(self, feeds: Mapping[str, Feed], at_ns: int) -> None:
         """What the passing of time causes: condition delays, freshness, silent sources, ends of pauses."""
         for feed in feeds.values():
-            if (
-                feed.link_state == "lost"
-                and feed.state == "connected"
-                and at_ns - feed.link_since_ns >= feed.grace_s * 1e9
-            ):
+            gone = feed.link_state == "lost" and at_ns - feed.link_since_ns >= feed.grace_s * 1e9
+            if gone and feed.state in ("connected", "silent"):
                 self.source_state(feed, "lost", at_ns, feed.link_detail)
             quiet = at_ns - feed.last_item_ns > feed.silence_s * 1e9
             if quiet and feed.state in ("starting", "connected"):
