@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent import buffer
-from edge_agent.buffer import keys
+from edge_agent.buffer import keys, seal
 from edge_agent.buffer.seal import Cipher, Damaged, Head, Packer, Unpacker
 
 HEAD = Head(1, 1, 1, 1, 2, 77, 5, 100, 3, 0, 10, 20, 30, 40, b"I" * 16, b"B" * 16)
@@ -156,3 +156,8 @@ def test_no_plain_text_and_no_key_reach_the_disk(tmp_path: Path) -> None:
     for secret in (b"MRN-1", b"spo2", b"ICU-3", KEK):
         assert secret not in content
     assert b"gw-1" in content  # the search itself works: the gateway's name is no secret
+
+
+def test_decoders_are_prepared_before_there_are_threads() -> None:
+    """Two threads that each made their first decoder at the same moment crashed the process inside msgspec."""
+    assert Unpacker()._decode == Unpacker()._decode == seal._DECODE
