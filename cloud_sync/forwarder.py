@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cloud_sync.encode import Encoder
-from cloud_sync.sinks import Fatal, Message, Retry, Settled, Sink, State
+from cloud_sync.sinks import CONNECTING, Fatal, Message, Retry, Settled, Sink, State
 from edge_agent import __version__
 from edge_agent.buffer import KeyProblem, Marks, Position, Reader
 
@@ -66,7 +66,7 @@ class Progress:
     """What a stream has done since the process began; written by its thread, read by the reporter."""
 
     state: State = "waiting"
-    detail: str = "starting"
+    detail: str = CONNECTING
     forwarded: int = 0
     dropped: int = 0
     last_delivery_ns: int = 0  # UTC
@@ -108,6 +108,7 @@ class Stream:
     _marked: Position | None = None
     _marked_at: float = 0.0
     _reporting: bool = False
+    _told: State | None = None
     _rest_s: float = 0.0
     _rested_at: int = -1  # messages forwarded when it last rested
 
@@ -242,12 +243,12 @@ class Stream:
         self.progress.buffer_fault = fault
 
     def _show(self, state: State, detail: str) -> None:
-        if state != self.progress.state:
-            LOG.log(
-                logging.INFO if state == "connected" else logging.WARNING,
-                "stream=%s state=%s detail=%r", self.name, state, detail,
-            )  # fmt: skip
         self.progress.state, self.progress.detail = state, detail
+        if state == self._told or detail == CONNECTING:
+            return
+        self._told = state
+        level = logging.INFO if state == "connected" else logging.WARNING
+        LOG.log(level, "stream=%s state=%s detail=%r", self.name, state, detail)
 
     def _leave(self) -> None:
         if self._sink is not None:

@@ -88,7 +88,8 @@ class Site:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
 
     def status(self) -> dict[str, Any]:
-        """The state file, empty before there is one."""
+        """The state file, empty before there is one; fails when a forwarder has ended by itself."""
+        assert all(child.poll() in (None, 0, -signal.SIGKILL) for child in self._children), self.log()
         try:
             found: dict[str, Any] = json.loads((self.data_dir / "cloud-sync" / "status.json").read_bytes())
         except FileNotFoundError:
@@ -129,6 +130,9 @@ def consume(bootstrap: str, prefix: str, enough: Callable[[list[Arrival]], bool]
     arrivals = Arrivals(bootstrap, prefix)
     try:
         until(lambda: enough(found), lambda: found.extend(arrivals.poll(0.2)))
+    except AssertionError as error:
+        raise AssertionError(f"arrived {arrivals.counts}") from error
+    else:
         while more := arrivals.poll(0.3):
             found.extend(more)
     finally:

@@ -1,7 +1,7 @@
 """A real Apache Kafka for tests and measurements: one KRaft node from its published jars, on free ports.
 
-    python tests/kafka_broker.py fetch                      copies the jars into .cache/kafka (needs Maven once)
-    python tests/kafka_broker.py run --port-file FILE       runs a broker in the foreground until a signal
+    python tests/kafka/fetch.py                             copies the jars into .cache/kafka (needs Maven once)
+    python tests/kafka_broker.py --port-file FILE           runs a broker in the foreground until a signal
 
 Listeners: plain, TLS, TLS with client certificates, and SASL over TLS. Everybody may do everything except the SASL
 user `stranger`, who may do nothing until a test grants it.
@@ -226,6 +226,11 @@ class Broker:
         """Ends the node at once, as a crash would."""
         self._end(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """Holds the node still: its port takes bytes and nothing answers. Only `kill` follows."""
+        assert self._process is not None, "the broker does not run"
+        self._process.send_signal(signal.SIGSTOP)
+
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
@@ -255,16 +260,12 @@ class Broker:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("fetch", "run"))
     parser.add_argument("--port-file", type=Path, help="gets host:port of the plain listener")
     options = parser.parse_args()
     why = missing()
     if why:
         print(why, file=sys.stderr)
         return 69  # sysexits.h EX_UNAVAILABLE
-    if options.command == "fetch":
-        print(fetch())
-        return 0
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

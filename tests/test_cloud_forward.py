@@ -227,6 +227,37 @@ def test_a_forwarder_killed_again_and_again_loses_nothing(kafka: Broker, prefix:
 
 
 @pytest.mark.kafka
+def test_a_forwarder_killed_before_a_silent_broker_loses_nothing(own_kafka: Broker, make_site: MakeSite) -> None:
+    """The broker takes bytes and answers nothing: what was handed over then must not count as delivered."""
+    total = 40_000
+    own_kafka.start()
+    site = make_site(plain(own_kafka))
+    site.store(batches(1_000, size=500))
+    child = site.run()
+    until(lambda: site.status().get("forwarded", {"data": 0})["data"] == 1_000)
+    own_kafka.pause()
+    site.store([observation(n) for n in range(start, start + 500)] for start in range(1_000, total, 500))
+    site.store([[alarm(n)] for n in range(20)])
+    written = {site.status()["utc"]}
+    until(lambda: written.add(site.status()["utc"]) or len(written) > 3)  # longer than any pace of marking
+    delivered = site.status()["forwarded"]
+    child.send_signal(signal.SIGKILL)
+    child.wait(30)
+    own_kafka.kill()
+    own_kafka.start()
+    child = site.run()
+    found = consume(
+        own_kafka.bootstrap,
+        "site",
+        lambda found: len(identities(found, "observations")) >= total and len(identities(found, "alerts")) >= 20,
+    )
+    assert delivered == {"alerts": 0, "data": 1_000}, "the broker was silent: the test does not test"
+    assert set(numbers(on_topic(found, "observations"))) == set(range(total))
+    assert in_order_per_bed(on_topic(found, "observations"))
+    assert site.end(child) == 0
+
+
+@pytest.mark.kafka
 def test_mutual_tls_and_a_broker_of_another_authority(
     kafka: Broker, prefix: str, tmp_path: Path, make_site: MakeSite
 ) -> None:

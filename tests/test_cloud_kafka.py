@@ -237,11 +237,15 @@ def test_a_missing_permission_keeps_everything_until_it_is_granted(
     assert isinstance(verdict.keep, Fatal)
     assert "authorization failed" in str(verdict.keep).lower()
     assert sink.state()[0] == "fatal"
-    grant = AclBinding(
-        ResourceType.TOPIC, f"{prefix}.observations", ResourcePatternType.LITERAL, f"User:{STRANGER}", "*",
-        AclOperation.ALL, AclPermissionType.ALLOW,
-    )  # fmt: skip
-    admin.create_acls([grant])[grant].result(30)
+    rights = [
+        AclBinding(
+            ResourceType.TOPIC, f"{prefix}.observations", ResourcePatternType.LITERAL, f"User:{STRANGER}", "*",
+            operation, AclPermissionType.ALLOW,
+        )
+        for operation in (AclOperation.WRITE, AclOperation.DESCRIBE)
+    ]  # fmt: skip
+    for granted in admin.create_acls(rights).values():
+        granted.result(30)
 
     def settled() -> bool:
         sink.reset()

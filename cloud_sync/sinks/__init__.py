@@ -55,6 +55,7 @@ class Settled(NamedTuple):
 
 
 State = Literal["connected", "waiting", "fatal"]
+CONNECTING = "connecting"  # the detail of `waiting` before anything went wrong
 
 
 class Sink(Protocol):

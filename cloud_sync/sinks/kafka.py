@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from cloud_sync.sinks import Fatal, Message, Rejected, Retry, Settled, State
+from cloud_sync.sinks import CONNECTING, Fatal, Message, Rejected, Retry, Settled, State
 from edge_agent import config
 
 LOG = logging.getLogger("cloud_sync.kafka")
@@ -89,6 +89,13 @@ _RETRY = frozenset((KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT, KafkaError
                     KafkaError._PURGE_INFLIGHT))  # fmt: skip
 _LOGIN = frozenset((KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL,
                     KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM))  # fmt: skip
+_REMEDY = {
+    KafkaError.INVALID_TIMESTAMP: "; the gateway's clock is ahead of the broker's: set it right, or give the topic"
+    " message.timestamp.type=LogAppendTime",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "; create the topic, or let the broker create topics",
+    KafkaError._UNKNOWN_TOPIC: "; create the topic, or let the broker create topics",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "; allow this user Write and Describe on the topic",
+}
 _REFUSAL = "SSL alert number"  # how OpenSSL words that the broker did not accept our certificate, or its absence
 
 
@@ -204,7 +211,7 @@ class KafkaSink:
         self._waiting: deque[tuple[_Batch, deque[Message]]] = deque()
         self._finished: list[_Batch] = []
         self._up = False
-        self._trouble = "connecting"
+        self._trouble = CONNECTING
         self._login = ""  # why the brokers do not let us in; cleared when one does
         self._refused = ""  # why messages were kept; cleared when one is confirmed
         self._stopped = ""  # what has ended this producer for good
@@ -271,7 +278,8 @@ class KafkaSink:
         elif code in _RETRY or error.retriable():
             batch.keep = batch.keep or (Fatal(self._stopped) if self._stopped else Retry(error.str()))
         else:
-            self._refused = f"{message.topic()}: {error.str()}" if message.topic() else error.str()
+            topic = f"{message.topic()}: " if message.topic() else ""
+            self._refused = f"{topic}{error.str()}{_REMEDY.get(code, '')}"
             batch.keep = Fatal(self._refused)
 
     def finished(self, batch: _Batch) -> None:
