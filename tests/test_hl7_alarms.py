@@ -174,6 +174,14 @@ def test_an_alarm_group_in_an_observation_message_is_an_alarm_and_the_rest_are_o
     assert [item.location for item in items[:2]] == ["ICU^^3", "ICU^^3"]
 
 
+def test_rows_without_an_order_are_not_lost_because_an_alarm_is_mentioned() -> None:
+    items = decode(
+        framed(message("PV1||I|ICU^^3", obx(HEART_RATE, "60"), obx("196616^MDC_EVT_ALARM^MDC", "x", kind="ST")))
+    )
+    assert readings(items) == [("heart_rate", 60.0, "valid")]
+    assert items[0].location == "ICU^^3"
+
+
 @pytest.mark.parametrize("segments", [(), ("OBR|1",), (OBR, obx("1^NOTHING^X", "5"))])
 def test_an_alarm_message_without_alarm_is_rejected_and_still_answered(segments: tuple[str, ...]) -> None:
     items = decode(r40(*segments))

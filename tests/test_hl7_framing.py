@@ -85,6 +85,20 @@ def test_unframed_messages_end_at_the_next_one_or_by_a_second_of_silence() -> No
     assert replies(last)[0].startswith("MSH|"), "an unframed message gets an unframed answer"
 
 
+def test_an_unframed_message_ends_as_soon_as_the_next_begins_also_byte_by_byte() -> None:
+    decoder = Hl7()
+    data = message(ROW) + message(OTHER)[:4]
+    items = [item for byte in data[:-1] for item in decoder.feed(Chunk(0, bytes([byte])))]
+    assert items == []
+    assert readings(decoder.feed(Chunk(0, data[-1:]))) == [VALUE]
+
+
+def test_a_stray_end_byte_does_not_come_back_inside_an_answer() -> None:
+    (reply,) = replies(decode(vitals(ROW).replace(b"|C1|", b"|C\x1c1|")))
+    assert reply.count("\x1c") == 1
+    assert "|C\x1a1" in reply
+
+
 def test_an_unframed_message_may_be_followed_by_a_frame() -> None:
     assert readings(decode(message(ROW) + vitals(OTHER))) == [VALUE, NEXT]
 

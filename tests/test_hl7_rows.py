@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import msgspec
 import pytest
 from hl7_messages import (
     HEART_RATE,
@@ -195,6 +196,7 @@ def test_values_come_in_the_unit_of_their_term(code: str, value: str, unit: str,
 @pytest.mark.parametrize(("code", "unit"), [
     (SPO2, "{fraction}"), (SPO2, "{fraction}^^UCUM"), (SPO2, "furlong"), (SPO2, MMHG), ("^MDC_TEMP^MDC", "mmHg"),
     (HEART_RATE, "99999^^MDC"), ("^MDC_PRESS_BLD_ART_ABP_SYS^MDC", "266016^kPa^MDC"),
+    ("^MDC_PRESS_BLD_ART_ABP_SYS^MDC", "265987^MDC_DIM_KILO_PASCAL^MDC^mm[Hg]^mmHg^UCUM"),
 ])  # fmt: skip
 def test_a_unit_that_does_not_convert_gives_no_number_and_is_told_once(code: str, unit: str) -> None:
     items = decode(vitals(obx(code, "0.97", unit), obx(code, "0.98", unit)))
@@ -294,6 +296,15 @@ def test_a_row_has_its_own_time_or_that_of_its_group_in_the_zone_of_the_header()
     assert [item.device_time for item in items if isinstance(item, Observation)] == [
         "2025-04-01T10:00:00+02:00", "2025-04-01T10:15:00+02:00", "2025-04-01T10:15:00+02:00",
     ]  # fmt: skip
+
+
+def test_control_characters_do_not_come_out_in_names_of_places_and_channels() -> None:
+    row = obx(HEART_RATE, "60", "f\x1b[2J", place="1.\x1b[2J.1")
+    items = decode(framed(message("PID|||P\x071", "PV1||I|ICU\x1b[2J^^3", row)))
+    found = [value for item in items[:-1] for value in msgspec.structs.asdict(item).values() if isinstance(value, str)]
+    assert "ICU [2J^^3" in found
+    assert "1. [2J.1" in found
+    assert all(text.isprintable() for text in found)
 
 
 def test_short_rows_are_rows() -> None:
