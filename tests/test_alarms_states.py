@@ -67,6 +67,15 @@ def test_the_table_is_complete() -> None:
     assert [key for key in TABLE if TABLE[key] != LATCHING[key]] == [("On", "absent")]
 
 
+def test_what_is_off_can_only_start_and_what_rises_always_sounds() -> None:
+    for table in (TABLE, LATCHING):
+        for (state, event), step in table.items():
+            if state == "Off":
+                assert step == (("On", "start") if event in ("present", "escalate") else ("Off", "")), event
+            elif event == "escalate":
+                assert step.state == "On" and step.record in ("escalate", "return"), state
+
+
 class Oracle:
     """What the rules say in plain words about one bed, written without the tables: the walk compares the two."""
 
@@ -323,6 +332,31 @@ def test_a_device_alarm_brings_its_own_priority_and_escalates_under_one_id() -> 
     assert [event.event for event in room.events] == ["start", "acknowledge", "escalate", "deescalate", "end"]
     assert {event.alert_id for event in room.events} == {"A1"}
     assert room.signal.priority == "none"
+
+
+@pytest.mark.parametrize("before", ["On", "Latch", "Ack"])
+def test_a_rise_in_priority_sounds_whatever_the_state(before: str) -> None:
+    latching = Preset("test", "test", (row("device_alarm", "medium", latching=True),))
+    room = Room({BED: latching})
+    room.put("device_alarm:7", priority="low")
+    if before == "Latch":
+        room.put("device_alarm:7", False)
+    if before == "Ack":
+        room.alarms.acknowledge(BED, None, "n", 2)
+    assert room.states() == {"device_alarm:7": before}
+    onset = room.signal.onset
+    room.put("device_alarm:7", priority="high")
+    assert room.states() == {"device_alarm:7": "On"}
+    assert room.signal.audio_priority == "high" and room.signal.onset > onset
+
+
+def test_new_patient_leaves_an_acknowledged_fault_acknowledged() -> None:
+    room = Room()
+    room.put("fault")
+    room.alarms.acknowledge(BED, None, "n", 2)
+    room.alarms.new_patient(BED, 3)
+    assert room.states() == {"fault": "Ack"}
+    assert not room.signal.audio
 
 
 def test_a_condition_without_a_row_is_a_technical_alarm_not_an_error() -> None:

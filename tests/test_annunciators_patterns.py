@@ -238,6 +238,28 @@ def test_acknowledge_stops_the_sound_at_once_and_keeps_the_light() -> None:
     assert len(stage.pulses()) == 1 and len(stage.pulses("red")) == 20
 
 
+def test_acknowledging_one_of_two_beds_does_not_cut_the_burst_that_the_other_needs() -> None:
+    stage = Stage()
+    stage.show(alarm("high", 1, "A"))
+    stage.show(alarm("high", 2, "B"), at=50)
+    stage.show(alarm("high", 1, "A", audio=False, stopped=True), at=400)
+    stage.run(3600)
+    assert [start for start, _ in stage.pulses()] == list(BURSTS["high"].starts)
+
+
+def test_a_burst_that_begins_a_little_late_keeps_to_the_schedule() -> None:
+    player = Player()
+    player.show(alarm("medium"))
+    player.step(0)
+    for at in (200, 400, 600, 800, 1000):
+        player.step(at * MS)
+    edges, following = player.step((1000 + BURSTS["medium"].gap + 7) * MS)  # 7 ms after the time it asked for
+    assert [(e.output, e.on) for e in edges if e.output == "buzzer"] == [("buzzer", True)]
+    assert following is not None
+    edges, _ = player.step((1000 + BURSTS["medium"].gap + BURSTS["medium"].pulse) * MS)
+    assert ("buzzer", False) in [(e.output, e.on) for e in edges]
+
+
 def test_an_acknowledged_high_lets_a_new_medium_sound_under_the_red_light() -> None:
     stage = Stage()
     stage.show(alarm("high", 1))
