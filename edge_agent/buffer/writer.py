@@ -332,10 +332,16 @@ class Writer(threading.Thread):
         return True
 
     def _give_back(self, opened: Store, waiting: bool) -> None:
+        """Returns free pages to the file system: at once those beyond the limit, at leisure more than a reserve."""
         (free,) = opened.connection.execute("PRAGMA freelist_count").fetchone()
+        (pages,) = opened.connection.execute("PRAGMA page_count").fetchone()
+        give = max(pages - self._host.limit_bytes() // PAGE_BYTES, 0)  # the alerts have grown into this file's share
         if free > _SPARE_PAGES and not waiting:
-            opened.connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-            self._log_pages += _VACUUM_PAGES
+            give = max(give, _VACUUM_PAGES)
+        give = min(give, free)
+        if give:
+            opened.connection.execute(f"PRAGMA incremental_vacuum({give})").fetchall()
+            self._log_pages += give
 
     def _publish(self, opened: Store) -> None:
         self.used_bytes = opened.used_bytes()
