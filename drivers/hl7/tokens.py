@@ -167,7 +167,7 @@ def named(text: str) -> str:
 def place(field: str) -> str:
     """A location (PV1-3, PV1-6) as it was sent; empty when only its separators were."""
     first = field.split("~", 1)[0]
-    return first[:_LONGEST_NAME] if first.strip('^& "') else ""
+    return named(first) if first.strip('^& "') else ""
 
 
 def patient(line: str) -> str:
