@@ -192,3 +192,18 @@ def test_refused_with_place_and_reason(tmp_path: Path, text: str, line: int, key
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read"):
         load_presets([tmp_path / "absent.toml"])
+
+
+def test_the_documentation_shows_every_shipped_row(built_in: dict[str, Preset]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "alarms.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    for column, name in enumerate(("adult", "paediatric", "neonate"), 1):
+        limits = [row for row in built_in[name].conditions if row.kind == "physiological" and row.vital]
+        for limit in limits:
+            (shown,) = [row for row in rows if row[0] == f"`{limit.id}`"]
+            latching = "yes" if limit.latching else "no"
+            expected = [f"{limit.deadband:g}", f"{limit.delay_s:g} s", limit.priority, latching]
+            assert [shown[column], *shown[4:]] == [limit.present, *expected], limit.id
+    for name, where in (("bedside", "bed"), ("gateway", "gateway")):
+        for row in built_in[name].conditions:
+            assert any(shown[:4] == [f"`{row.id}`", where, row.text, row.priority] for shown in rows), row.id
