@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from buffer_rig import KEK, FakeClock, Rig, alert, gaps, numeric, read_all, values
 
 from edge_agent import buffer
+from edge_agent.buffer import writer
 from edge_agent.records import AlarmEvent, Entry, Waveform
 
 
@@ -94,6 +96,51 @@ def test_delivered_blocks_go_before_anything_is_shed(tmp_path: Path) -> None:
     assert not rig.faults
     rig.close()
     assert file_bytes(tmp_path) <= 1 << 20
+
+
+def test_a_full_file_drops_what_is_delivered_although_nobody_has_asked_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "TIDY_S", 3600.0)  # the marks are read when the file is full, or not at all
+    rig = Rig(tmp_path, quota_mb=1)
+    marks = buffer.Marks(tmp_path)
+    for number in range(150):
+        rig.commit(noise(number))
+        if number == 99:
+            marks.set("data", read_all(tmp_path, "data")[-1].position)
+    waves = [entry.record.at_ns for block in read_all(tmp_path, "data") for entry in block.entries]
+    assert waves == list(range(100, 150))
+    assert rig.buffer.stats()["shed"] == 0
+    rig.close()
+
+
+def test_a_request_to_prune_is_not_satisfied_with_an_older_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "TIDY_S", 3600.0)
+    rig = Rig(tmp_path, commit_ms=5000)
+    for value in range(6):
+        rig.commit(numeric(value))
+    buffer.Marks(tmp_path).set("data", read_all(tmp_path, "data")[4].position)
+    rig.buffer._data._prune_to = 2  # what an earlier round has read and not yet done
+    rig.buffer.prune()
+    assert values(read_all(tmp_path, "data")) == [5.0]
+    rig.close()
+
+
+def test_space_that_is_free_again_is_given_back(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, quota_mb=64)
+    for number in range(100):
+        rig.append(*(noise(number * 10 + part) for part in range(10)))  # 8 MB in all
+    rig.commit(numeric(1))
+    rig.buffer.prune()
+    before = rig.buffer._data.file_bytes
+    assert before > 7 << 20
+    buffer.Marks(tmp_path).set("data", read_all(tmp_path, "data")[-1].position)
+    for _ in range(3):
+        rig.buffer.prune()
+    assert before - rig.buffer._data.file_bytes >= 3 * 256 * 4096 - 4096  # 256 pages a round
+    rig.close()
 
 
 def test_a_quota_full_of_unsent_alerts_keeps_them_and_resumes_when_they_are_delivered(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class Buffer:
         self._keeper.join(max(deadline - time.monotonic(), 0.0) + 0.1)
 
     def _data_limit(self) -> int:
-        return max(self._quota_bytes - self._alerts.used_bytes, _DATA_MIN_BYTES)
+        return max(self._quota_bytes - self._alerts.file_bytes, _DATA_MIN_BYTES)
 
     def _age_s(self, writer: Writer) -> float | None:
         oldest = writer.oldest

@@ -288,6 +288,11 @@ class Store:
         (start,) = self.connection.execute("SELECT min(start) FROM instances WHERE ordinal > ?", (found[0],)).fetchone()
         return self.next_number - 1 if start is None else int(start) - 1
 
+    def file_bytes(self) -> int:
+        """Size of the file once its log is written back, free pages included."""
+        (pages,) = self.connection.execute("PRAGMA page_count").fetchone()
+        return int(pages) * PAGE_BYTES
+
     def used_bytes(self) -> int:
         """Bytes of the file that hold something."""
         (pages,) = self.connection.execute("PRAGMA page_count").fetchone()

@@ -70,7 +70,8 @@ class Writer(threading.Thread):
         self.bell = Bell()
         self.ready = threading.Event()
         self.busy_since: int | None = None  # CLOCK_MONOTONIC at which the disk was asked
-        self.used_bytes = 0
+        self.used_bytes = 0  # pages that hold something
+        self.file_bytes = 0  # with the free pages that the file keeps
         self.blocks = self.records = self.shed_records = self.gap_count = 0
         self.oldest: tuple[int, bytes, int] | None = None  # mono, boot, utc of the oldest block in the file
         self.commit_ms: deque[float] = deque(maxlen=1024)
@@ -260,10 +261,9 @@ class Writer(threading.Thread):
         wanted = [self._tidy_wanted.popleft() for _ in range(len(self._tidy_wanted))]
         self.busy_since = self._host.clock.monotonic_ns()
         self._tidy_at = time.monotonic() + TIDY_S
-        if not self._prune_to:
-            self._prune_to = self._delivered(opened)
-            while wanted and self._prune_to:  # somebody waits for it
-                self._write(opened, None)
+        self._prune_to = max(self._prune_to, self._delivered(opened))
+        while wanted and self._prune_to:  # somebody waits for it
+            self._write(opened, None)
         if self.stream == "data":
             self._shed(opened)
         opened.drop_drained_keys()
@@ -340,11 +340,11 @@ class Writer(threading.Thread):
             give = max(give, _VACUUM_PAGES)
         give = min(give, free)
         if give:
-            opened.connection.execute(f"PRAGMA incremental_vacuum({give})").fetchall()
+            opened.connection.executescript(f"PRAGMA incremental_vacuum({give})")  # `execute` would free one page
             self._log_pages += give
 
     def _publish(self, opened: Store) -> None:
-        self.used_bytes = opened.used_bytes()
+        self.used_bytes, self.file_bytes = opened.used_bytes(), opened.file_bytes()
         self.blocks, self.records = opened.blocks, opened.records
         self.oldest = opened.oldest()
 
@@ -394,7 +394,11 @@ class Writer(threading.Thread):
             if opened.used_bytes() < limit * quota.LOW_WATER:
                 return False
             opened.limit(limit + _SHED_ROOM_BYTES)
-            made = self._shed_step(opened, lambda: self._space(limit))
+            self._prune_to = max(self._prune_to, self._delivered(opened))
+            before = opened.blocks
+            while self._prune_to:  # what is delivered goes before anything that is not
+                self._write(opened, None)
+            made = opened.blocks < before or self._shed_step(opened, lambda: self._space(limit))
             opened.limit(limit)
             return made
         except sqlite3.Error:
