@@ -508,3 +508,46 @@ def test_presence_always_alternates_and_no_alarm_ends_silently() -> None:
             assert seen.get(condition, False) is not present, (seed, moment, condition)
             seen[condition] = present
         assert [moment for moment, _, _ in bed.log] == sorted(moment for moment, _, _ in bed.log)
+
+
+def test_equal_pressures_are_implausible_and_one_measurement_may_come_in_two_chunks() -> None:
+    def pressure(term: str, value: float, at: int, device_time: str | None) -> Observation:
+        return Observation(term, value, "valid", at * NS, device_time)
+
+    for systolic, diastolic, second, device_time, expected in (
+        (100.0, 100.0, 10, None, {"implausible:nibp_sys", "implausible:nibp_dia"}),
+        (70.0, 120.0, 12, "2026-03-03T10:00:00", {"implausible:nibp_sys", "implausible:nibp_dia"}),
+        (70.0, 120.0, 12, None, {"nibp_sys_low", "nibp_dia_high"}),
+    ):
+        bed = Bedside(load_presets()["adult"])
+        bed.take(bed.watch.observe(BED, "m", pressure("nibp_sys", systolic, 10, device_time)))
+        bed.take(bed.watch.observe(BED, "m", pressure("nibp_dia", diastolic, second, device_time)))
+        bed.tick(13)
+        assert bed.present == expected
+
+
+def test_arming_begins_anew_with_the_patient_and_its_value_is_enough() -> None:
+    bed = Bedside(load_presets()["adult"])
+    bed.see(0, "resp_rate", 3)
+    bed.see(1, "resp_rate", 0)
+    assert bed.present == {"apnoea"}
+    bed.take(bed.watch.new_patient(BED, 2 * NS))
+    bed.see(3, "resp_rate", 0)
+    bed.tick(300)
+    assert bed.present == set()
+
+
+def test_a_fraction_is_noticed_where_no_limit_is_set_and_after_good_values() -> None:
+    bed = Bedside(load_presets()["bedside"])
+    bed.see(0, "spo2", 97)
+    bed.see(1, "spo2", 97)
+    bed.see(2, "spo2", 0.97)
+    assert bed.present == {"implausible:spo2"}
+
+
+def test_a_value_that_changes_nothing_takes_the_short_way(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 97)
+    (slot,) = prompt.watch._beds[BED].slots.values()
+    assert slot.quiet
+    prompt.see(1, "spo2", 85)
+    assert not slot.quiet
