@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from edge_agent.buffer.clock import SYNCHRONIZED, Clock
 from edge_agent.records import AlarmEvent, Entry, Gap, Observation, Waveform
 
 KEK = bytes(range(1, 33))
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0  # a virtual machine was seen to stand still for 25 s
 
 
 class FakeClock(Clock):
@@ -80,7 +82,7 @@ class Rig:
         with self._changed:
             while not condition():
                 left = until - time.monotonic()
-                assert left > 0, f"waited in vain; committed {self.committed[-3:]}, faults {self.faults}"
+                assert left > 0, f"waited in vain; committed {self.committed[-3:]}, faults {self.faults}\n{_stacks()}"
                 self._changed.wait(min(left, 0.02))
 
     def append(self, *entries: Entry, soon: bool = True) -> int:
@@ -97,6 +99,16 @@ class Rig:
 
     def close(self) -> None:
         self.buffer.close(DEADLINE_S)
+
+
+def _stacks() -> str:
+    """Where every thread of the buffer stands, for a wait that has failed."""
+    frames = sys._current_frames()
+    return "\n".join(
+        f"{thread.name}: {''.join(traceback.format_stack(frames[thread.ident])[-4:])}"
+        for thread in threading.enumerate()
+        if thread.ident in frames and thread.name.startswith("buffer")
+    )
 
 
 def numeric(value: float, at_ns: int | None = None, bed: str = "ICU-3") -> Entry:

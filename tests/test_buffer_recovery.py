@@ -434,13 +434,35 @@ def test_an_interrupted_replacement_is_finished_at_the_next_start(tmp_path: Path
     rig.close()
 
 
+def test_a_new_database_is_born_in_its_final_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changing the mode under the final name leaves, when killed, a journal that no reader may roll back."""
+    seen: list[tuple[str, bytes, list[str]]] = []
+    real = files.publish
+
+    def publish(path: Path) -> None:
+        part = files.beside(path, ".tmp")
+        beside = [entry.name for entry in path.parent.iterdir() if entry.name.startswith(part.name + "-")]
+        seen.append((path.name, part.read_bytes()[18:20], beside))
+        real(path)
+
+    monkeypatch.setattr(files, "publish", publish)
+    files.make_folder(tmp_path / "buffer")
+    (tmp_path / "buffer" / "data.db.tmp-wal").write_bytes(b"of an older attempt")
+    rig = Rig(tmp_path)
+    rig.commit(numeric(1), alert(1))
+    rig.close()
+    # file format versions 2 in the header mean WAL: https://www.sqlite.org/fileformat2.html, section 1.3
+    assert sorted(seen) == [("alerts.db", b"\x02\x02", []), ("data.db", b"\x02\x02", [])]
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
 def test_a_power_cut_right_after_the_change_of_names_leaves_no_old_log(
-    tmp_path: Path, fill: Filled, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fill: Filled, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     fill(3)
     path = tmp_path / "buffer" / "data.db"
     shutil.copy(path, files.beside(path, ".new"))
-    files.beside(path, "-wal").write_bytes(b"the old log")
+    files.beside(path, suffix).write_bytes(b"the old log")
     real = os.rename
 
     def cut(source: Path, target: Path) -> None:
@@ -450,7 +472,7 @@ def test_a_power_cut_right_after_the_change_of_names_leaves_no_old_log(
     monkeypatch.setattr(os, "rename", cut)
     with pytest.raises(KeyboardInterrupt):
         files.adopt(path)
-    assert not files.beside(path, "-wal").exists()
+    assert not files.beside(path, suffix).exists()
 
 
 def test_a_reader_follows_a_replaced_file(tmp_path: Path, fill: Filled) -> None:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 STREAMS = ("alerts", "data")
+_COMPANIONS = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database and applies to whatever has its name
 
 
 def database(data_dir: Path, stream: str) -> Path:
@@ -73,7 +74,8 @@ def sync_file(path: Path) -> None:
 
 def create_private(path: Path) -> None:
     """Makes an empty file of mode 0600 in place of any older one; SQLite gives its log the same mode."""
-    path.unlink(missing_ok=True)
+    for suffix in ("", *_COMPANIONS):  # an older attempt's log would be replayed into the new file
+        beside(path, suffix).unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
@@ -122,7 +124,7 @@ def put_aside(path: Path, utc_ns: int) -> Path:
         number += 1
         folder = root / f"{path.stem}-{stamp}-{number}"
     folder.mkdir(mode=0o700)
-    for suffix in ("", "-wal"):
+    for suffix in ("", "-wal", "-journal"):
         source = beside(path, suffix)
         if not source.exists():
             continue
@@ -141,7 +143,7 @@ def put_aside(path: Path, utc_ns: int) -> Path:
 
 def _drop_companions(path: Path) -> None:
     dropped = False
-    for suffix in ("-wal", "-shm"):
+    for suffix in _COMPANIONS:
         with contextlib.suppress(FileNotFoundError):
             beside(path, suffix).unlink()
             dropped = True

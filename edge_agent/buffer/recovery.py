@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edge_agent.buffer import files, salvage
 from edge_agent.buffer.clock import Clock
-from edge_agent.buffer.store import BadDatabase, NewerVersion, Store, WrongKey, begin_instance, build
+from edge_agent.buffer.store import BadDatabase, NewerVersion, Store, WrongKey, begin_instance, build, finish
 from edge_agent.records import ALERT, NUMERIC, WAVEFORM
 
 TAIL_BLOCKS = 32  # newest blocks whose tags are checked at start: what a torn write can have touched
@@ -59,6 +59,7 @@ def open_store(
         else:
             with closing(build(path)) as new:
                 begin_instance(new, gateway, 1, "new", clock.utc_ns())
+                finish(new)
             files.publish(path)
             files.adopt(path)
     elif suspect:
@@ -112,6 +113,7 @@ def _replace(
                 begin_instance(new, gateway, found.next_number, "salvage", clock.utc_ns())
                 salvage.journal(new, found.gaps)
                 new.execute("COMMIT")
+                finish(new)
                 copied = found.copied
             files.publish(path)
             break
@@ -133,6 +135,7 @@ def _replace_sealed(path: Path, gateway: str, clock: Clock, kek_id: str) -> Find
     with closing(build(path)) as new:
         begin_instance(new, gateway, start, "key", clock.utc_ns())
         salvage.journal(new, gaps)
+        finish(new)
     files.publish(path)
     files.adopt(path)
     return Finding(

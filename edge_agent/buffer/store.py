@@ -122,6 +122,18 @@ def begin_instance(connection: sqlite3.Connection, gateway: str, start: int, rea
     connection.execute("UPDATE state SET next_number = ?, next_first = 1, clean = 0", (start,))
 
 
+def finish(connection: sqlite3.Connection) -> None:
+    """Turns the new database to WAL and closes it, so that nobody changes its mode once it has its name.
+
+    That change goes through a rollback journal; a process killed in it leaves a file that readers cannot open.
+    """
+    connection.execute("PRAGMA synchronous = FULL")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    connection.close()
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"the file system allows no write-ahead log (journal mode is {mode})")
+
+
 def commit(connection: sqlite3.Connection) -> None:
     """Makes the transaction durable: this is where the disk is waited for."""
     connection.execute("COMMIT")
