@@ -59,7 +59,9 @@ class Probe:
     name = "probe"
     outputs = OUTPUTS
 
-    def __init__(self) -> None:
+    def __init__(self, *, prompt: bool = False) -> None:
+        self.prompt = prompt
+        self.switched_by: list[str] = []
         self.edges: list[Edge] = []
         self.fails: Exception | None = None
         self.gate = threading.Event()
@@ -75,6 +77,7 @@ class Probe:
         if self.fails:
             raise self.fails
         with self._new:
+            self.switched_by.append(threading.current_thread().name)
             self.edges.extend(edges)
             self._new.notify_all()
 
@@ -111,7 +114,7 @@ def lines(path: Path, count: int) -> list[dict[str, Any]]:
     raise AssertionError(f"fewer than {count} lines in {path}")
 
 
-def test_record_writes_one_line_an_edge_with_the_time_of_writing(tmp_path: Path, faults: Faults) -> None:
+def test_record_writes_one_line_an_edge_with_its_time(tmp_path: Path, faults: Faults) -> None:
     settings = [config.Annunciator(kind="record", path=Path("edges.jsonl"))]
     (annunciator,) = open_annunciators(settings, resolve=lambda path: tmp_path / path, on_fault=faults)
     before = time.monotonic_ns()
@@ -176,6 +179,53 @@ def test_pulses_come_by_themselves(probe: tuple[Probe, Annunciator]) -> None:
     output, annunciator = probe
     annunciator.drive(alarm())
     output.wait(lambda edges: sum(edge.output == "buzzer" and edge.on for edge in edges) >= 3)
+
+
+def test_a_prompt_output_is_switched_by_the_alarm_loop_and_its_pattern_by_the_thread(faults: Faults) -> None:
+    output = Probe(prompt=True)
+    annunciator = Annunciator(output, on_fault=faults)
+    annunciator.drive(clear())
+    while not annunciator._open:
+        time.sleep(0.001)
+    here = threading.current_thread().name
+    annunciator.drive(alarm())
+    assert [(edge.output, edge.on) for edge in output.edges] == [("red", True), ("buzzer", True)]
+    assert output.switched_by == [here, here]
+    output.wait(lambda edges: sum(edge.output == "buzzer" and edge.on for edge in edges) >= 3)
+    assert output.switched_by[-1] == "annunciator probe"
+    annunciator.drive(clear())
+    assert not output.edges[-1].on
+    annunciator.close()
+    assert faults.told == []
+
+
+def test_drive_does_not_wait_for_a_thread_that_is_at_work(faults: Faults) -> None:
+    output = Probe(prompt=True)
+    annunciator = Annunciator(output, on_fault=faults)
+    with annunciator._lock:  # as while the thread opens an output or plays an edge
+        begin = time.perf_counter()
+        annunciator.drive(alarm())
+        assert time.perf_counter() - begin < 0.5
+        assert output.edges == []
+    output.wait(lambda edges: any(edge.output == "red" and edge.on for edge in edges))
+    annunciator.close()
+
+
+def test_a_prompt_output_that_fails_is_a_fault_and_is_opened_again(
+    monkeypatch: pytest.MonkeyPatch, faults: Faults
+) -> None:
+    monkeypatch.setattr(threads, "RETRY_S", 0.02)
+    output = Probe(prompt=True)
+    annunciator = Annunciator(output, on_fault=faults)
+    while not annunciator._open:
+        time.sleep(0.001)
+    output.fails = FaultError("the line is gone")
+    annunciator.drive(alarm())
+    assert faults.wait(1) == [("probe", "the line is gone")]
+    output.fails = None
+    output.wait(lambda edges: any(edge.output == "red" and edge.on for edge in edges))
+    assert faults.wait(2)[1] == ("probe", "")
+    annunciator.close()
 
 
 def test_a_blocked_output_does_not_block_drive(probe: tuple[Probe, Annunciator]) -> None:

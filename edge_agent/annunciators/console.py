@@ -24,6 +24,7 @@ class Console:
 
     outputs = OUTPUTS
     name = "console"
+    prompt = False  # a terminal that is not read holds its writer
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stdout

@@ -23,6 +23,8 @@ CONSUMER = "edge-agent"
 class Gpio:
     """The lines of one chip."""
 
+    prompt = True  # one system call that sets a register
+
     def __init__(self, settings: config.Annunciator) -> None:
         self.name = f"gpio:{settings.chip}"
         self._chip, self._active_low = settings.chip, settings.active_low

@@ -13,7 +13,12 @@ class FaultError(Exception):
 
 
 class Output(Protocol):
-    """Lights and a buzzer, or what stands for them. Called from the player's thread only."""
+    """Lights and a buzzer, or what stands for them; called by one thread at a time.
+
+    `prompt`: `switch` waits for no disk, terminal or network, so that the alarm loop itself may call it.
+    """
+
+    prompt: bool
 
     @property
     def name(self) -> str:
