@@ -88,6 +88,7 @@ class Alarms:
         self._settings, self._new_id, self._on_event, self._on_signal = settings, new_id, on_event, on_signal
         self._onsets = 0
         self._paused: set[str] = set()
+        self._untold: list[tuple[str, AlarmEvent]] = []
 
     def apply(self, change: Change) -> None:
         """Take over that a condition became present or absent, or that its priority or text changed."""
@@ -269,6 +270,10 @@ class Alarms:
         if signal != bed.signal:
             bed.signal = signal
             self._on_signal(structs.replace(signal, stopped=True) if by_operator else signal)
+        if self._untold:  # the record of what happened comes after the light
+            untold, self._untold = self._untold, []
+            for name, event in untold:
+                self._on_event(name, event)
 
     def _record(
         self, bed: _Bed, alarm: _Alarm | None, event: str, at_ns: int, operator: str = "", detail: str = ""
@@ -277,7 +282,7 @@ class Alarms:
             record = AlarmEvent("", "", "technical", "none", event, "Off", at_ns, operator=operator, detail=detail)
         else:
             record = _event(alarm, event, at_ns, operator)
-        self._on_event(bed.name, record)
+        self._untold.append((bed.name, record))
 
 
 def _newest_of_highest(index: dict[str, dict[str, _Alarm]]) -> _Alarm | None:
