@@ -24,6 +24,23 @@ class Decoder(Protocol):
         """Items that the passing of time produces: handshakes, polls, keep-alives, frames ended by silence."""
 
 
+class Outlet(Protocol):
+    """Where items go one by one; a list is one."""
+
+    def append(self, item: Item, /) -> None:
+        """Take the next item."""
+
+
+class EagerDecoder(Decoder, Protocol):
+    """A decoder whose messages are long: it gives each item away as soon as it is known.
+
+    An alarm then does not wait for the rows behind its own, nor for the text of the acknowledgement.
+    """
+
+    def feed_into(self, chunk: Chunk, out: Outlet) -> None:
+        """What `feed` gives, appended to `out` item by item, in the same order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """One row of the registry."""

@@ -8,14 +8,15 @@ Source: HL7 v2.6 chapter 3, trigger events A01 to A04, A08, A11 to A13, A40.
 
 from __future__ import annotations
 
+from drivers.contract import Outlet
 from drivers.hl7.tokens import component, fields, named, patient, place
 from drivers.hl7.values import device_time
-from edge_agent.records import Item, PatientEvent, Reject
+from edge_agent.records import PatientEvent, Reject
 
 TRIGGERS = frozenset({"A01", "A02", "A03", "A04", "A08", "A11", "A12", "A13", "A40"})
 
 
-def patient_events(lines: list[str], trigger: str, sent_at: str, zone: str, at_ns: int, out: list[Item]) -> None:
+def patient_events(lines: list[str], trigger: str, sent_at: str, zone: str, at_ns: int, out: Outlet) -> None:
     """Append one event for each patient of the message; a merge may name several."""
     subject: str | None = None
     location = prior_location = prior_subject = ""

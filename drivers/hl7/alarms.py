@@ -11,6 +11,7 @@ Source: IHE PCD technical framework, PCD-04; Philips Efficia CM data export guid
 
 from __future__ import annotations
 
+from drivers.contract import Outlet
 from drivers.hl7 import values
 from drivers.hl7.dialects import unit
 from drivers.hl7.tokens import component, fields, named, patient, place, shown
@@ -130,7 +131,7 @@ class Alarm:
 
 
 def alarm_groups(
-    lines: list[str], at_ns: int, zone: str, codec: str, out: list[Item], everything: bool
+    lines: list[str], at_ns: int, zone: str, codec: str, out: Outlet, everything: bool
 ) -> list[tuple[list[str], str, str]]:
     """Append the alarms among the segments; what is left are groups of other rows with their location and subject.
 

@@ -14,6 +14,7 @@ import codecs
 import re
 from typing import NamedTuple
 
+from drivers.contract import Outlet
 from drivers.hl7 import acknowledge
 from drivers.hl7.adt import TRIGGERS, patient_events
 from drivers.hl7.alarms import alarm_groups
@@ -26,6 +27,8 @@ from edge_agent.records import Chunk, Item, Reject
 _ROWS, _ALARMS, _PATIENT, _QUERY, _SILENT, _UNUSED = range(6)
 _ANSWERED = frozenset({"ACK", "MCF", "ORA"})  # acknowledgements: answering them would never end
 _ROUTES_MAX = 256
+_USUAL_START, _USUAL_END = b"\x0bMSH|^~\\&|", b"\r\x1c\r"
+_SIGNS = ("+", "-")  # of a time's offset
 # What text is read as when nothing else fits: single bytes that all mean something, or that Python can replace.
 _FALLBACKS = frozenset({f"iso8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 15)}) | {
     f"cp{page}" for page in (437, 850, 1250, 1251, 1252, 1253, 1254, 1255, 1256, 1257)
@@ -82,6 +85,7 @@ class Hl7:
             raise TypeError(f"acknowledge is true or false, not {acknowledge!r}")
         self._acknowledge = acknowledge
         self._framer = Framer()
+        self._clear = True  # nothing is pending in the framer
         self._memory = Memory()
         self._count = 0
         self._last_ns = 0
@@ -89,40 +93,80 @@ class Hl7:
 
     def feed(self, chunk: Chunk) -> list[Item]:
         """Items of the messages that these bytes complete; the answer to each message stands behind its items."""
-        data = chunk.data
         out: list[Item] = []
+        self.feed_into(chunk, out)
+        return out
+
+    def feed_into(self, chunk: Chunk, out: Outlet) -> None:
+        """The same, item by item."""
+        data = chunk.data
         self._last_ns = chunk.at_ns
         self._channel = chunk.channel
-        size = len(data)
-        if (
-            self._framer.clear
-            and data[:4] == b"\x0bMSH"
-            and data.find(b"\x1c") == size - 2
-            and data[-1:] == b"\r"
-            and data.find(b"\x0b", 1) < 0
-            and size <= LIMIT
-        ):
-            self._payload(data[1:-2], True, False, chunk.at_ns, out)
-        elif data:
+        if self._clear and self._usual(data, chunk.at_ns, out):
+            return
+        if data:
             self._take(self._framer.feed(data), chunk.at_ns, out)
-        return out
+            self._clear = self._framer.clear
+
+    def _usual(self, data: bytes, at_ns: int, out: Outlet) -> bool:
+        """Take a chunk that is one framed message of plain vital signs in ASCII; False: the general way takes it.
+
+        It does what the general way does, in fewer calls. After 10 ms of rest each function that is called costs 5 us
+        before it does anything, because its code has left the processor's caches, and this stands between a value
+        and its alarm.
+        """
+        size = len(data)
+        if data[:10] != _USUAL_START or data[-3:] != _USUAL_END or size > LIMIT:
+            return False
+        try:
+            text = data.decode("ascii")
+        except UnicodeDecodeError:
+            return False
+        find = text.find
+        if (
+            find("\x1c") != size - 2
+            or find("\x0b", 1) >= 0
+            or find("\x1b") >= 0
+            or find("\n") >= 0
+            or find("\rMSH", 3) >= 0
+            or find("MDC_EVT_ALARM") >= 0
+        ):
+            return False
+        lines = text.split("\r")  # the last two are the end of the frame, which is no segment
+        head = lines[0].split("|", 18)
+        if len(head) < 18 or len(lines[0]) > _HEADER_MAX:
+            return False
+        head.insert(1, "|")
+        route = _ROUTES.get(head[9])
+        if route is None or route.action != _ROWS:
+            return False
+        time = head[7]
+        observations(lines, at_ns, zone(time) if time[-5:-4] in _SIGNS else "", "ascii", self._memory, out)
+        if self._acknowledge:
+            code = acknowledge.accept_code(head)
+            if code and (code == "CA" or not _is_response(lines)):
+                self._count += 1
+                answer = acknowledge.usual(head, route.trigger, code, self._count)
+                out.append(acknowledge.reply(answer, "ascii", True, self._channel))
+        return True
 
     def tick(self, at_ns: int) -> list[Item]:
         """Items of messages that silence ends: unframed ones, and frames whose last byte never came."""
-        if self._framer.clear:
+        if self._clear:
             return []
         out: list[Item] = []
         self._take(self._framer.silence(at_ns - self._last_ns), self._last_ns, out)
+        self._clear = self._framer.clear
         return out
 
-    def _take(self, found: list[Frame | Skipped], at_ns: int, out: list[Item]) -> None:
+    def _take(self, found: list[Frame | Skipped], at_ns: int, out: Outlet) -> None:
         for part in found:
             if isinstance(part, Frame):
                 self._payload(part.payload, part.framed, part.cut, at_ns, out)
             else:
                 out.append(Reject(part.reason, part.size, at_ns))
 
-    def _payload(self, payload: bytes, framed: bool, cut: bool, at_ns: int, out: list[Item]) -> None:
+    def _payload(self, payload: bytes, framed: bool, cut: bool, at_ns: int, out: Outlet) -> None:
         """What one frame holds: a message, rarely several."""
         text, codec = decode_text(payload, self._charset)
         if "\n" in text:
@@ -137,7 +181,7 @@ class Hl7:
             if part[:3] not in ("FHS", "BHS"):
                 self._message(part, codec, len(part), framed, cut and number == len(parts), at_ns, out)
 
-    def _message(self, text: str, codec: str, size: int, framed: bool, cut: bool, at_ns: int, out: list[Item]) -> None:
+    def _message(self, text: str, codec: str, size: int, framed: bool, cut: bool, at_ns: int, out: Outlet) -> None:
         message = standard(text)
         if message is None:
             self._unusable(text, codec, size, framed, at_ns, out)
@@ -185,7 +229,7 @@ class Hl7:
             text = acknowledge.acknowledgement(message, head, trigger, code, self._count)
             out.append(acknowledge.reply(text, codec, framed, self._channel))
 
-    def _unusable(self, text: str, codec: str, size: int, framed: bool, at_ns: int, out: list[Item]) -> None:
+    def _unusable(self, text: str, codec: str, size: int, framed: bool, at_ns: int, out: Outlet) -> None:
         """Not a message, or one whose encoding characters separate nothing."""
         if text[:3] != "MSH":
             out.append(Reject("not an HL7 message", size, at_ns))
@@ -197,7 +241,7 @@ class Hl7:
             head[2] = "^~\\&"
             self._refuse(Text(text, "|^~\\&", text), head, codec, framed, out)
 
-    def _refuse(self, message: Text, head: list[str], codec: str, framed: bool, out: list[Item]) -> None:
+    def _refuse(self, message: Text, head: list[str], codec: str, framed: bool, out: Outlet) -> None:
         code = acknowledge.reject_code(head)
         if self._acknowledge and code and head[10]:
             self._count += 1

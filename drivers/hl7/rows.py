@@ -12,18 +12,20 @@ Source: IHE PCD technical framework, PCD-01; HL7 v2.6 chapter 7, OBX and table 0
 
 from __future__ import annotations
 
+from drivers.contract import Outlet
 from drivers.hl7 import dialects, values
 from drivers.hl7.alarms import text_alarm
 from drivers.hl7.tokens import patient, place, shown
 from drivers.hl7.waves import Waves
 from edge_agent import terms
-from edge_agent.records import DeviceStatus, Item, Observation, Reject, Validity
+from edge_agent.records import DeviceStatus, Observation, Reject, Validity
 
 _LAST_FIELD = 14  # OBX-14, time of the observation; what follows is not used
 _REPORTED_MAX = 256  # distinct disagreements that one decoder tells about
 _PLANS_MAX = 4096
 _KEY_MAX = 400  # characters of OBX-3 and OBX-6 together, beyond which a plan is not kept
 _CHANNEL_MAX = 64
+_LINE_MAX = 4096  # characters of a PID or PV1 beyond which it is not kept
 
 _PLAIN = frozenset({"R", "F", "P", "C", "S", ""})  # OBX-11: results, preliminary, final or corrected
 # OBX-11: the value is not there, or is there and must not be used. W: sent for the wrong patient.
@@ -57,14 +59,32 @@ _PLANS: dict[tuple[str, str], Plan] = {}
 
 
 class Memory:
-    """What one decoder remembers between messages: the disagreements it has told about."""
+    """What one decoder remembers between messages: the disagreements it has told about, and the last PID and PV1.
 
-    __slots__ = ("reported",)
+    A monitor sends the same two segments with every message, and reading them costs as much as five rows.
+    """
+
+    __slots__ = ("_location", "_patient", "_pid", "_pv1", "reported")
 
     def __init__(self) -> None:
         self.reported: set[tuple[str, str]] = set()
+        self._pid = self._patient = self._pv1 = self._location = ""
 
-    def report(self, state: str, detail: str, at_ns: int, location: str, out: list[Item]) -> None:
+    def patient(self, line: str) -> str:
+        """The patient identifier of a PID segment."""
+        if line != self._pid:
+            self._patient = patient(line)
+            self._pid = line if len(line) <= _LINE_MAX else ""
+        return self._patient
+
+    def location(self, line: str) -> str:
+        """The location of a PV1 segment."""
+        if line != self._pv1:
+            self._location = place(_field(line, 3))
+            self._pv1 = line if len(line) <= _LINE_MAX else ""
+        return self._location
+
+    def report(self, state: str, detail: str, at_ns: int, location: str, out: Outlet) -> None:
         """Tell about a disagreement once."""
         key = (state, detail)
         if key not in self.reported and len(self.reported) < _REPORTED_MAX:
@@ -78,7 +98,7 @@ def observations(
     zone: str,
     codec: str,
     memory: Memory,
-    out: list[Item],
+    out: Outlet,
     location: str = "",
     subject: str = "",
 ) -> None:
@@ -143,9 +163,9 @@ def observations(
             row_time_raw = _field(line, 7)
             group_time = row_time = values.device_time(row_time_raw, zone)
         elif kind == "PV1|":
-            location = place(_field(line, 3))
+            location = memory.location(line)
         elif kind == "PID|":
-            subject, location = patient(line), ""
+            subject, location = memory.patient(line), ""
     waves.end(at_ns, out)
 
 
@@ -205,7 +225,7 @@ def _careful(row: list[str]) -> tuple[float | None, Validity]:
     return value, validity
 
 
-def without_cut_row(lines: list[str], at_ns: int, out: list[Item]) -> None:
+def without_cut_row(lines: list[str], at_ns: int, out: Outlet) -> None:
     """Take away a last row that silence has cut before its status: 12 of 120, or a value without the X behind it."""
     row = lines[-1].split("|", 12)
     if row[0] == "OBX" and (len(row) < 12 or not row[11]):

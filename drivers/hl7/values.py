@@ -46,6 +46,8 @@ _TIME = re.compile(
     r"([0-9]{4})([0-9]{2})([0-9]{2})"
     r"(?:([0-9]{2})(?:([0-9]{2})(?:([0-9]{2})(?:\.([0-9]{1,6})[0-9]*|([0-9]{3}))?)?)?)?([+-][0-9]{4})?"
 )
+MINUTES: dict[str, str] = {}  # YYYYMMDDHHMM that is a time, already seen, to ISO 8601
+_SECONDS = {f"{second:02d}": f":{second:02d}" for second in range(60)}
 _ZONE = re.compile(r"[+-](?:0[0-9]|1[0-4])[0-5][0-9]")
 
 
@@ -60,6 +62,11 @@ def device_time(text: str, default_zone: str = "") -> str | None:
 
     A time without an offset gets that of the message's MSH-7, as HL7 has it.
     """
+    iso = MINUTES.get(text[:12])
+    if iso is not None and not default_zone:
+        second = _SECONDS.get(text[12:])
+        if second is not None:  # the usual: a minute that was seen, whole seconds, no offset
+            return iso + second
     found = _TIME.fullmatch(text)
     if found is None:
         return None
@@ -72,6 +79,10 @@ def device_time(text: str, default_zone: str = "") -> str | None:
     if hour is None:
         return iso
     iso += f"T{hour}:{minute or '00'}"
+    if len(MINUTES) >= CACHE_SIZE:
+        MINUTES.clear()
+    if minute is not None:
+        MINUTES[text[:12]] = iso
     if second is not None:
         iso += f":{second}"
         if fraction or millis:

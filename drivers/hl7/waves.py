@@ -15,6 +15,7 @@ from array import array
 from sys import byteorder
 from typing import NamedTuple
 
+from drivers.contract import Outlet
 from drivers.hl7 import dialects, values
 from drivers.hl7.tokens import shown
 from edge_agent import terms
@@ -85,7 +86,7 @@ class Waves:
         elif meaning.kind == dialects.WAVE and meaning.term is not None and row[2] == "NA":
             self.block(meaning.term, row, device_time, location, subject)
 
-    def end(self, at_ns: int, out: list[Item]) -> None:
+    def end(self, at_ns: int, out: Outlet) -> None:
         """Append a Waveform for every block, or a Reject that says what it lacks, and begin anew."""
         if not self._blocks and not self._facets:
             return
