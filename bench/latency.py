@@ -62,19 +62,22 @@ def _accepts(port: int) -> bool:
     return True
 
 
-def _paced(count: int) -> Iterator[int]:
-    start = time.monotonic_ns()
-    for number in range(count):
-        while (left := start + number * 1_000_000_000 // RATE_HZ - time.monotonic_ns()) > 0:
-            time.sleep(left / 1e9)
-        yield number
+def _due(start: int, number: int) -> int:
+    return start + number * 1_000_000_000 // RATE_HZ
+
+
+def _sleep_until(at_ns: int) -> None:
+    while (left := at_ns - time.monotonic_ns()) > 0:
+        time.sleep(left / 1e9)
 
 
 def echo_round(client: socket.socket, first: int, count: int) -> list[int]:
     """Round-trip times in ns."""
     times = []
-    for number in _paced(count):
+    begin = time.monotonic_ns()
+    for number in range(count):
         data = frame(first + number)
+        _sleep_until(_due(begin, number))
         start = time.monotonic_ns()
         client.sendall(data)
         left = len(data)
@@ -84,20 +87,26 @@ def echo_round(client: socket.socket, first: int, count: int) -> list[int]:
     return times
 
 
-def agent_round(client: socket.socket, first: int, count: int, limits: bool = True) -> list[int]:
-    """Send times in ns of the messages that are out of limits; acknowledgements are read and dropped."""
+def agent_round(client: socket.socket, first: int, count: int) -> list[int]:
+    """Send times in ns of the messages that are out of limits.
+
+    Like a monitor, and like the echo's client, the sender waits for the answer at once; unlike them, it sends the next
+    message in time also when no acknowledgement has come, because a stalled disk withholds it.
+    """
     waiting = selectors.DefaultSelector()
     waiting.register(client, selectors.EVENT_READ)
     sent = []
-    for number in _paced(count):
-        low = limits and number % 2 == 0
+    begin = time.monotonic_ns()
+    for number in range(count):
+        low = number % 2 == 0
         data = frame(first + number, spo2=80.0 if low else 97.0)
+        _sleep_until(_due(begin, number))
         start = time.monotonic_ns()
         client.sendall(data)
+        if waiting.select((_due(begin, number + 1) - start) / 1e9):
+            client.recv(65536)
         if low:
             sent.append(start)
-        while waiting.select(0):
-            client.recv(65536)
     return sent
 
 

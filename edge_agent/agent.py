@@ -15,6 +15,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def build_pipeline(
     append: Append,
     on_signal: Callable[[Signal], None],
     new_id: Callable[[], str],
-    on_latency: Callable[[int], None] = lambda _at_ns: None,
+    on_latency: Callable[[int], None] = lambda _delay_ns: None,
 ) -> Pipeline:
     """The alarm path for these parts, without links: what the agent and a replay have in common."""
     config = parts.loaded.config
@@ -166,9 +167,7 @@ class _LinkSink:
 
     def __init__(self, pipeline: Pipeline, feed: Feed) -> None:
         self._pipeline, self._feed = pipeline, feed
-
-    def chunk(self, chunk: Chunk) -> None:
-        self._pipeline.chunk(self._feed, chunk)
+        self.chunk: Callable[[Chunk], None] = partial(pipeline.chunk, feed)
 
     def state(self, state: links.LinkState, at_ns: int, detail: str) -> None:
         feed = self._feed
@@ -214,7 +213,7 @@ class Agent:
         # a number behind the run's own identifier: drawing a fresh UUID for each alert took 50 us of the alarm path
         alerts = itertools.count(1)
         self.pipeline = build_pipeline(
-            parts, self._append, self._drive, lambda: f"{self.run_id}-{next(alerts)}", self._measure
+            parts, self._append, self._drive, lambda: f"{self.run_id}-{next(alerts)}", self.latency.add
         )
 
     # -- start and stop -----------------------------------------------------------------------------------------
@@ -319,7 +318,7 @@ class Agent:
             )  # fmt: skip
             self.feeds[name] = feed
             if not driver.per_channel:
-                feed.decoder("")  # a decoder that speaks first needs its ticks before any byte has come
+                feed.taker("")  # a decoder that speaks first needs its ticks before any byte has come
             opened.append((link, _LinkSink(self.pipeline, feed)))
         return opened
 
@@ -333,9 +332,6 @@ class Agent:
     def _drive(self, signal: Signal) -> None:
         for annunciator in self.annunciators:
             annunciator.drive(signal)
-
-    def _measure(self, at_ns: int) -> None:
-        self.latency.add(time.monotonic_ns() - at_ns)
 
     def _on_committed(self, ticket: int) -> None:
         """Called in the buffer's writer threads; one wake-up of the loop serves all commits until it runs."""

@@ -48,6 +48,7 @@ class Beds:
         self._unlabelled = {bed.id for bed in beds if not bed.location}
         self._cache: dict[str, str | None] = {}
         self._patients: dict[str, _Association] = dict.fromkeys(self.ids, _EMPTY)
+        self.version = 0  # counts every change of a patient
 
     def at(self, location: str) -> str | None:
         """The bed that a location as sent means, None when no bed or more than one matches."""
@@ -86,6 +87,7 @@ class Beds:
             return "same"
         if not now.patient or now.by == source:
             self._patients[bed] = _Association(subject, source)
+            self.version += 1
             return "new"
         return "mismatch"
 
@@ -93,6 +95,7 @@ class Beds:
         """Put `patient` into `bed` by authority; an empty patient discharges."""
         before = self._patients.get(bed, _EMPTY)
         self._patients[bed] = _Association(patient, AUTHORITY) if patient else _EMPTY
+        self.version += 1
         # the same patient confirmed by authority keeps pauses and alarms
         return Moved(bed, patient, fresh=before.patient != patient)
 
@@ -119,6 +122,7 @@ class Beds:
             merged = [bed for bed, now in self._patients.items() if now.patient == event.prior_patient_id]
             for each in merged:  # the same person under another identifier: nothing starts anew
                 self._patients[each] = self._patients[each]._replace(patient=event.patient_id)
+                self.version += 1
             return [Moved(each, event.patient_id, fresh=False) for each in merged]
         return []
 

@@ -1,19 +1,20 @@
 """The alarm path: items of a decoder become conditions, signals and, after that, records for the buffer.
 
-Theory of operation: `handle` takes the items of one chunk in order. An observation goes through watch, alarms and
-annunciators at once; only when every item has been through does the chunk's list of entries go to the buffer, whose
+Theory of operation: the items of one chunk go through a `_Run` in order. An observation goes through watch, alarms
+and annunciators at once; only when every item has been through do the chunk's entries go to the buffer, whose
 `append` never waits. Replies that an acknowledgement depends on wait in `Replies` until the buffer reports their
 ticket as durable. Everything here runs in the agent's loop; time is passed in, so a capture replays in a test.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from drivers.contract import Decoder, Driver
+from drivers.contract import Decoder, Driver, Outlet
 from edge_agent.alarms import Alarms
 from edge_agent.association import Beds, Moved
 from edge_agent.records import (
@@ -34,6 +35,7 @@ from edge_agent.records import (
 from edge_agent.watch import Watch
 
 GATEWAY = ""  # the "bed" of what concerns the gateway itself
+MAX_PLACES = 256  # pairs of location and subject that a source remembers
 MAX_WAITING_REPLIES = 10_000  # senders that pipeline more than this while the disk stalls send again
 
 
@@ -57,6 +59,8 @@ class Feed:
     state: str = "starting"  # starting, connected, silent, lost
     detail: str = ""
     decoders: dict[str, Decoder] = field(default_factory=dict)
+    takers: dict[str, Callable[[Chunk, Outlet], None]] = field(default_factory=dict)  # how each decoder is fed
+    placed: dict[tuple[str, str], tuple[int, str, str]] = field(default_factory=dict)  # see _Run._place
     beds_seen: set[str] = field(default_factory=set)
     items: int = 0
     rejects: int = 0
@@ -74,13 +78,28 @@ class Feed:
         """The beds a technical alarm of this source concerns; the gateway itself when none is known yet."""
         return [self.bed] if self.bed else sorted(self.beds_seen) or [GATEWAY]
 
-    def decoder(self, channel: str) -> Decoder:
-        """The decoder of a channel, made at its first chunk."""
+    def taker(self, channel: str) -> Callable[[Chunk, Outlet], None]:
+        """What feeds the decoder of a channel, which is made at its first chunk."""
         key = channel if self.driver.per_channel else ""
-        decoder = self.decoders.get(key)
-        if decoder is None:
+        taker = self.takers.get(key)
+        if taker is None:
             decoder = self.decoders[key] = self.make()
-        return decoder
+            taker = self.takers[key] = getattr(decoder, "feed_into", None) or _one_by_one(decoder)
+        return taker
+
+    def forget(self, channel: str) -> None:
+        """Drop the decoder of a channel with whatever it had received."""
+        key = channel if self.driver.per_channel else ""
+        self.decoders.pop(key, None)
+        self.takers.pop(key, None)
+
+
+def _one_by_one(decoder: Decoder) -> Callable[[Chunk, Outlet], None]:
+    def take(chunk: Chunk, out: Outlet) -> None:
+        for item in decoder.feed(chunk):
+            out.append(item)
+
+    return take
 
 
 class Replies:
@@ -111,6 +130,87 @@ class Replies:
             feed.send(b"".join(parts), channel)
 
 
+class _Run:
+    """The items of one chunk on their way; `append` takes one, `end` hands what has gathered to the buffer."""
+
+    __slots__ = (
+        "_at_ns",
+        "_bed",
+        "_feed",
+        "_good",
+        "_known",
+        "_location",
+        "_patient",
+        "_pipeline",
+        "_subject",
+        "replies",
+    )
+
+    def __init__(self, pipeline: Pipeline, feed: Feed, at_ns: int) -> None:
+        self._pipeline, self._feed, self._at_ns = pipeline, feed, at_ns
+        self._bed = feed.bed
+        self._known = False  # whether bed and patient have been worked out for this location and subject
+        self._location = self._subject = self._patient = ""
+        self._good = 0
+        self.replies: list[Reply] = []
+
+    def append(self, item: Item) -> None:
+        """Take one item: an observation goes through watch, alarms and annunciators before this returns."""
+        pipeline, feed = self._pipeline, self._feed
+        if isinstance(item, Observation):
+            if not self._known or item.location != self._location or item.subject != self._subject:
+                self._place(item)
+            bed = self._bed
+            if bed:
+                pipeline.latest[bed][item.term] = item
+                for change in pipeline.watch.observe(bed, feed.name, item):
+                    pipeline.alarms.apply(change)
+            pipeline.out.append(Entry(bed, feed.name, self._patient, item))
+            self._good += 1
+        elif isinstance(item, Reply):
+            self.replies.append(item)
+        elif isinstance(item, Reject):
+            feed.rejects += 1
+            pipeline.out.append(Entry(feed.bed, feed.name, "", item))
+        else:
+            self._good += 1
+            self._known = False  # a patient event may change who lies in the bed
+            pipeline.rare(feed, item, self._at_ns)
+
+    def _place(self, item: Observation) -> None:
+        """Work out bed and patient, once for each location and subject while no association changes."""
+        pipeline, feed = self._pipeline, self._feed
+        key = (item.location, item.subject)
+        self._location, self._subject = key
+        self._known = True
+        placed = feed.placed.get(key)
+        if placed is not None and placed[0] == pipeline.beds.version:
+            _, self._bed, self._patient = placed
+            return
+        self._bed = feed.bed or pipeline.beds.at(item.location) or pipeline.stranger(feed, item.location, self._at_ns)
+        self._patient, settled = pipeline.subject(feed, self._bed, item.subject, self._at_ns)
+        if settled:
+            if len(feed.placed) >= MAX_PLACES:
+                feed.placed.clear()
+            feed.placed[key] = (pipeline.beds.version, self._bed, self._patient)
+
+    def end(self, channel: str) -> None:
+        """Note that the source was heard, append the records, send or hold the replies."""
+        pipeline, feed, at_ns = self._pipeline, self._feed, self._at_ns
+        if self._good:
+            feed.items += self._good
+            feed.last_item_ns = at_ns
+            if feed.failing or feed.state != "connected":
+                pipeline.recovered(feed, at_ns)
+        pipeline.measure(at_ns)
+        ticket = pipeline.flush(at_ns, wanted_soon=bool(self.replies))
+        for reply in self.replies:
+            if reply.after_commit:
+                pipeline.replies.add(ticket, feed, reply, reply.channel or channel)
+            else:
+                feed.send(reply.data, reply.channel or channel)
+
+
 class Pipeline:
     """What turns items into alarms and entries, for all sources and beds of a gateway."""
 
@@ -120,7 +220,7 @@ class Pipeline:
         watch: Watch,
         alarms: Alarms,
         append: Append,
-        on_latency: Callable[[int], None] = lambda _at_ns: None,
+        on_latency: Callable[[int], None] = lambda _delay_ns: None,
     ) -> None:
         self.beds = beds
         self.watch = watch
@@ -129,33 +229,41 @@ class Pipeline:
         self.latest: dict[str, dict[str, Observation]] = {bed: {} for bed in beds.ids}
         self._append = append
         self._on_latency = on_latency
-        self._out: list[Entry] = []
-        self._signalled = False
+        self.out: list[Entry] = []
+        self._signalled_ns = 0
         self._mismatched: set[str] = set()
 
     def alarm_event(self, bed: str, event: AlarmEvent) -> None:
         """Take an event of the alarm room into the records; called by it, in the alarm loop."""
-        self._out.append(Entry(bed, event.source, self.beds.patient(bed), event))
+        self.out.append(Entry(bed, event.source, self.beds.patient(bed), event))
 
     def signalled(self) -> None:
         """Note that a signal has just been handed to the annunciators, for the latency figure."""
-        self._signalled = True
+        self._signalled_ns = time.monotonic_ns()
+
+    def measure(self, at_ns: int) -> None:
+        """Report the delay from `at_ns`, the receipt of a chunk, to the signal it caused, when it caused one."""
+        if self._signalled_ns:
+            self._on_latency(self._signalled_ns - at_ns)
+            self._signalled_ns = 0
 
     def record(self, bed: str, source: str, record: Stored) -> None:
         """Put a record of the agent's own into the next append."""
-        self._out.append(Entry(bed, source, self.beds.patient(bed), record))
+        self.out.append(Entry(bed, source, self.beds.patient(bed), record))
 
     # -- chunks -------------------------------------------------------------------------------------------------
 
     def chunk(self, feed: Feed, chunk: Chunk) -> None:
         """Everything that one chunk of bytes causes."""
-        decoder = feed.decoder(chunk.channel)
+        run = _Run(self, feed, chunk.at_ns)
         try:
-            items = decoder.feed(chunk)
+            (feed.takers.get(chunk.channel) or feed.taker(chunk.channel))(chunk, run)
         except Exception as error:  # a decoder promises not to raise; one that does is a fault, never the path's end
+            run.replies.clear()
+            run.end(chunk.channel)
             self._driver_failed(feed, chunk.channel, chunk.at_ns, error)
             return
-        self.handle(feed, items, chunk.at_ns, chunk.channel)
+        run.end(chunk.channel)
 
     def tick_feed(self, feed: Feed, at_ns: int) -> None:
         """Let the decoders of a source see the time: handshakes, polls, frames ended by silence."""
@@ -170,13 +278,13 @@ class Pipeline:
 
     def closed(self, feed: Feed, channel: str, at_ns: int) -> None:
         """A peer has gone: its half-received frame is over and its decoder is dropped."""
-        if feed.driver.per_channel and channel in feed.decoders:
-            del feed.decoders[channel]
+        if feed.driver.per_channel:
+            feed.forget(channel)
         self.flush(at_ns)
 
     def _driver_failed(self, feed: Feed, channel: str, at_ns: int, error: Exception) -> None:
         feed.failures += 1
-        feed.decoders.pop(channel if feed.driver.per_channel else "", None)
+        feed.forget(channel)
         if not feed.failing:
             feed.failing = True
             detail = f"{feed.name}: {type(error).__name__} in driver {feed.driver.name}"
@@ -186,62 +294,22 @@ class Pipeline:
 
     def handle(self, feed: Feed, items: Iterable[Item], at_ns: int, channel: str = "") -> None:
         """Carry decoded items down the path: alarms first, then one append, then the replies."""
-        beds, watch, apply = self.beds, self.watch, self.alarms.apply
-        name, fixed = feed.name, feed.bed
-        out = self._out
-        location = subject = patient = ""
-        bed = fixed
-        fresh_bed = False  # whether `bed` and `patient` have been worked out for this location and subject
-        replies: list[Reply] = []
-        good = 0
+        run = _Run(self, feed, at_ns)
         for item in items:
-            kind = type(item)
-            if kind is Observation:
-                if not fresh_bed or item.location != location or item.subject != subject:  # type: ignore[union-attr]
-                    location, subject = item.location, item.subject  # type: ignore[union-attr]
-                    bed = fixed or beds.at(location) or self._stranger(feed, location, at_ns)
-                    patient = self._subject(feed, bed, subject, at_ns)
-                    fresh_bed = True
-                if bed:
-                    self.latest[bed][item.term] = item  # type: ignore[union-attr,assignment]
-                    for change in watch.observe(bed, name, item):  # type: ignore[arg-type]
-                        apply(change)
-                out.append(Entry(bed, name, patient, item))  # type: ignore[arg-type]
-                good += 1
-            elif kind is Reply:
-                replies.append(item)  # type: ignore[arg-type]
-            elif kind is Reject:
-                feed.rejects += 1
-                out.append(Entry(fixed, name, "", item))  # type: ignore[arg-type]
-            else:
-                good += 1
-                self._rare(feed, item, at_ns)
-        if good:
-            feed.items += good
-            feed.last_item_ns = at_ns
-            if feed.failing or feed.state != "connected":
-                self._recovered(feed, at_ns)
-        if self._signalled:
-            self._signalled = False
-            self._on_latency(at_ns)
-        ticket = self.flush(at_ns, wanted_soon=bool(replies))
-        for reply in replies:
-            if reply.after_commit:
-                self.replies.add(ticket, feed, reply, reply.channel or channel)
-            else:
-                feed.send(reply.data, reply.channel or channel)
+            run.append(item)
+        run.end(channel)
 
     def flush(self, at_ns: int, *, wanted_soon: bool = False) -> int:  # noqa: ARG002
         """Hand what has gathered to the buffer; the ticket tells when it, and all before it, is durable."""
-        out = self._out
+        out = self.out
         if out or wanted_soon:
-            self._out = []
+            self.out = []
             return self._append(out, wanted_soon=wanted_soon)
         return 0
 
     # -- what is rarer than observations ------------------------------------------------------------------------
 
-    def _rare(self, feed: Feed, item: Item, at_ns: int) -> None:
+    def rare(self, feed: Feed, item: Item, at_ns: int) -> None:
         bed = feed.bed
         if isinstance(item, PatientEvent):
             self._patient_event(feed, item, at_ns)
@@ -249,14 +317,14 @@ class Pipeline:
         if isinstance(item, Waveform | DeviceAlarm | DeviceStatus) and not bed:
             bed = (beds_at := self.beds.at(item.location)) or ""
             if beds_at is None and item.location:
-                bed = self._stranger(feed, item.location, at_ns)
+                bed = self.stranger(feed, item.location, at_ns)
         if bed and not feed.bed:
             feed.beds_seen.add(bed)
         if isinstance(item, DeviceAlarm) and bed:
             self.apply(self.watch.device_alarm(bed, feed.name, item))
-        self._out.append(Entry(bed, feed.name, self.beds.patient(bed), item))  # type: ignore[arg-type]
+        self.out.append(Entry(bed, feed.name, self.beds.patient(bed), item))  # type: ignore[arg-type]
 
-    def _stranger(self, feed: Feed, location: str, at_ns: int) -> str:
+    def stranger(self, feed: Feed, location: str, at_ns: int) -> str:
         """Empty: the location is no bed of this gateway. Said once as a technical alarm, counted always."""
         feed.strangers += 1
         if feed.strangers == 1:
@@ -264,11 +332,13 @@ class Pipeline:
             self.apply(self.watch.technical(GATEWAY, "bed_unknown", True, at_ns, detail))
         return GATEWAY
 
-    def _subject(self, feed: Feed, bed: str, subject: str, at_ns: int) -> str:
+    def subject(self, feed: Feed, bed: str, subject: str, at_ns: int) -> tuple[str, bool]:
+        """The patient in `bed`, and whether what the source says of it is settled, so that asking again is needless."""
         if not bed:
-            return ""
+            return "", False
         if not feed.bed:
             feed.beds_seen.add(bed)
+        verdict = "same"
         if subject:
             verdict = self.beds.observed(bed, feed.name, subject)
             if verdict == "new":
@@ -276,7 +346,7 @@ class Pipeline:
                 self.record(bed, feed.name, PatientEvent("observed", subject, bed, at_ns))
             if (verdict == "mismatch") != (bed in self._mismatched):
                 self._mismatch(feed, bed, verdict == "mismatch", at_ns)
-        return self.beds.patient(bed)
+        return self.beds.patient(bed), verdict == "same"
 
     def _mismatch(self, feed: Feed, bed: str, present: bool, at_ns: int) -> None:
         (self._mismatched.add if present else self._mismatched.discard)(bed)
@@ -289,7 +359,7 @@ class Pipeline:
         for move in moves:
             if move.fresh:
                 self._restart(move, at_ns)
-        self._out.append(Entry(bed, feed.name, event.patient_id, event))
+        self.out.append(Entry(bed, feed.name, event.patient_id, event))
 
     def admit(self, bed: str, patient: str, at_ns: int) -> None:
         """An operator puts a patient into a bed, or with an empty identifier takes the patient out."""
@@ -301,10 +371,10 @@ class Pipeline:
 
     def _restart(self, move: Moved, at_ns: int) -> None:
         self.latest[move.bed].clear()
+        self.apply(self.watch.new_patient(move.bed, at_ns))  # first: what it ends must not be latched below
         self.alarms.new_patient(move.bed, at_ns)
-        self.apply(self.watch.new_patient(move.bed, at_ns))
 
-    def _recovered(self, feed: Feed, at_ns: int) -> None:
+    def recovered(self, feed: Feed, at_ns: int) -> None:
         if feed.failing:
             feed.failing = False
             for bed in feed.beds():
@@ -343,4 +413,5 @@ class Pipeline:
                 self.source_state(feed, "silent", at_ns, f"no data for {feed.silence_s:g} s")
         self.apply(self.watch.tick(at_ns))
         self.alarms.tick(at_ns)
+        self._signalled_ns = 0  # a delay that ran out, not a chunk, caused it
         self.flush(at_ns)

@@ -17,9 +17,10 @@ import pytest
 from running_agent import Bedside, dial, running, until
 
 from bench.messages import frame
+from drivers.contract import Outlet
 from edge_agent.buffer import Reader, load_kek, store
 from edge_agent.control import ControlClient
-from edge_agent.records import AlarmEvent, Observation, PatientEvent
+from edge_agent.records import AlarmEvent, Chunk, Observation, PatientEvent, Signal
 
 LOW, NORMAL = 80.0, 97.0
 
@@ -284,15 +285,23 @@ async def test_a_driver_that_raises_is_an_alarm_and_not_the_end(
 ) -> None:
     from drivers.hl7 import decoder
 
-    real = decoder.Hl7.feed
+    broken = []
+
+    def feed_into(self: decoder.Hl7, chunk: Chunk, out: Outlet) -> None:
+        if broken:
+            raise ZeroDivisionError
+        real(self, chunk, out)
+
+    real = decoder.Hl7.feed_into
+    monkeypatch.setattr(decoder.Hl7, "feed_into", feed_into)
     async with running(bedside.write()):
         monitor = await dial(bedside.port)
         monitor.send(bed_frame(1))
         await monitor.reply()
-        monkeypatch.setattr(decoder.Hl7, "feed", lambda *_: 1 / 0)
+        broken.append(True)
         monitor.send(bed_frame(2))
         await shows(bedside, "driver_fault", "ICU-3")
-        monkeypatch.setattr(decoder.Hl7, "feed", real)
+        broken.clear()
         numbers = itertools.count(3)
         await shows(
             bedside,
@@ -301,6 +310,33 @@ async def test_a_driver_that_raises_is_an_alarm_and_not_the_end(
             present=False,
             meanwhile=lambda: monitor.send(bed_frame(next(numbers))),
         )
+
+
+async def test_a_new_patient_inherits_no_alarm(bedside: Bedside) -> None:
+    preset = (bedside.folder / "immediate.toml").read_text()
+    (bedside.folder / "immediate.toml").write_text(preset.replace("latching = false", "latching = true"))
+    async with running(bedside.write()):
+        monitor = await dial(bedside.port)
+        for data in (adt("A01", "P3", "ICU^^3"), bed_frame(1, LOW), adt("A01", "P4", "ICU^^3")):
+            monitor.send(data)
+            assert "MSA|AA" in await monitor.reply()
+        assert await conditions(bedside, "ICU-3") == set()
+
+
+async def test_an_alarm_does_not_wait_for_the_rest_of_its_message(bedside: Bedside) -> None:
+    seen: list[int] = []
+    async with running(bedside.write()) as agent:
+
+        def noting(signal: Signal) -> None:
+            if signal.condition == "spo2_low":
+                seen.append(sum(isinstance(entry.record, Observation) for entry in agent.pipeline.out))
+
+        for annunciator in agent.annunciators:
+            annunciator.drive = noting  # type: ignore[method-assign]
+        monitor = await dial(bedside.port)
+        monitor.send(bed_frame(1, LOW))
+        await monitor.reply()
+    assert seen[0] == 2, "SpO2 is the third of ten rows: two stand before it, none behind"
 
 
 async def test_a_pipelining_sender_gets_every_acknowledgement_in_order(bedside: Bedside) -> None:
