@@ -109,7 +109,7 @@ async def test_oximeter_on_a_pty_carries_every_value(tmp_path: Path, format_name
     rows, link, report = recording(), tmp_path / "oximeter", Report()
     settings = Settings(speed=0.0, format_name=format_name)
     task = asyncio.create_task(simulate("oximeter", rows, parse_target("oximeter", f"pty://{link}"), settings, report))
-    while not link.is_symlink():  # noqa: ASYNC110 - a name in a folder, not an event
+    while not link.is_symlink():
         await asyncio.sleep(0)
 
     def read() -> list[bytes]:

@@ -74,6 +74,7 @@ def test_imports_point_downward() -> None:
 
 
 def test_the_agent_does_not_carry_the_terminal_view() -> None:
-    code = "import sys, edge_agent.commands.run; print([m for m in ('rich', 'bumble', 'sqlite_utils', 'hl7') if m in sys.modules])"
+    heavy = ("rich", "bumble", "sqlite_utils", "hl7")
+    code = f"import sys, edge_agent.commands.run; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
