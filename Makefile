@@ -1,5 +1,5 @@
-# Every target does the set-up that it needs. PYTHON may name an interpreter (3.11 to 3.13).
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# Every target does the set-up that it needs. PYTHON may name the interpreters to try (3.11 to 3.13).
+PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
 SECONDS ?=
 
@@ -8,11 +8,12 @@ SECONDS ?=
 setup: .venv/.ready
 
 .venv/.ready: requirements-dev.lock pyproject.toml
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "make setup: $(PYTHON) is not Python 3.11 to 3.13; install one or say make PYTHON=/path/to/python3.12"; exit 1; }
-	@"$(PYTHON)" -c 'import venv, ensurepip' \
-	  || { echo "make setup: $(PYTHON) has no venv module; on Debian: apt install python3-venv"; exit 1; }
-	"$(PYTHON)" -m venv .venv
+	@rm -rf .venv; for python in $(PYTHON); do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+	  then $$python -m venv .venv && break; fi; \
+	done; \
+	test -x $(BIN)/python || { echo "make setup: none of $(PYTHON) is a Python 3.11 to 3.13 with venv."; \
+	  echo "  On Debian: apt install python3-venv. Or say make PYTHON=/path/to/python3.12"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
