@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
 
     def open_reader() -> Reader:
         try:
-            return Reader(data_dir, load_kek(loaded.config.buffer.key))
+            return Reader(data_dir, load_kek(loaded.buffer_key))
         except KeyProblem as error:
             raise Fatal(one_line(error)) from error
 

@@ -292,7 +292,7 @@ class Agent:
     def _open_buffer(self, data_dir: Path) -> None:
         try:
             data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            key = load_kek(self.config.buffer.key)
+            key = load_kek(self.parts.loaded.buffer_key)
             self.buffer = Buffer(
                 data_dir, key, self.config.gateway.id, self.config.buffer,
                 on_committed=self._on_committed, on_fault=self._on_buffer_fault, on_shed=self._on_shed,

@@ -179,6 +179,12 @@ class Loaded:
         """A ConfigError at `key`, or at the nearest table around it that the file states."""
         return ConfigError(self.path, nearest_line(self.lines, key), dotted(key), reason, remedy)
 
+    @property
+    def buffer_key(self) -> str:
+        """The specification of the buffer's key, a relative path of a key file resolved."""
+        provider, _, rest = self.config.buffer.key.partition(":")
+        return f"file:{self.resolve(Path(rest))}" if provider == "file" else self.config.buffer.key
+
     def resolve(self, path: Path) -> Path:
         """A path of the configuration; a relative one starts at the configuration file's folder."""
         return path if path.is_absolute() else self.path.parent / path

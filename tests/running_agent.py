@@ -35,7 +35,7 @@ class Bedside:
         parts = [
             f'[gateway]\nid = "gw"\ndata_dir = "{self.data_dir}"\npresets = ["immediate.toml"]',
             f'[control]\nsocket = "{self.folder}/control.sock"',
-            f'[buffer]\nkey = "file:{self.key}"',
+            f'[buffer]\nkey = "file:{self.key.name}"',  # relative to the configuration's folder
             '[[bed]]\nid = "ICU-3"\npreset = "immediate"\nlocation = "ICU^^3"',
             '[[bed]]\nid = "ICU-4"\npreset = "immediate"\nlocation = "ICU^^4"',
             f'[[source]]\nname = "monitor"\ndriver = "hl7"\nlink = "{link or f"mllp-listen://127.0.0.1:{self.port}"}"\n'

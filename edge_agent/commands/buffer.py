@@ -33,7 +33,7 @@ def run_buffer(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.config)
     data_dir = loaded.resolve(loaded.config.gateway.data_dir)
     try:
-        key = load_kek(loaded.config.buffer.key)
+        key = load_kek(loaded.buffer_key)
         if arguments.command == "stats":
             print(json.dumps(admin.stats(data_dir, key), indent=2))
             return 0

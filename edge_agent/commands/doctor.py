@@ -130,7 +130,7 @@ def check_key(loaded: Loaded) -> Iterator[Finding]:
     """The key that wraps the buffer's keys."""
     from edge_agent.buffer import KeyProblem, load_kek
 
-    spec = loaded.config.buffer.key
+    spec = loaded.buffer_key
     try:
         load_kek(spec)
     except KeyProblem as error:
