@@ -108,7 +108,11 @@ def _driver(loaded: Loaded, index: int, name: str) -> Driver:
 
 def _bed_presets(loaded: Loaded) -> dict[str, presets.Preset]:
     config = loaded.config
-    known = presets.load_presets([loaded.resolve(path) for path in config.gateway.presets])
+    paths = [loaded.resolve(path) for path in config.gateway.presets]
+    for path in paths:
+        if not path.is_file():
+            raise loaded.error(("gateway", "presets"), f"{path} is not a file", "correct the path of the preset file")
+    known = presets.load_presets(paths)
     chosen = {}
     for index, bed in enumerate(config.bed):
         if bed.preset not in known:
