@@ -46,15 +46,24 @@ _TIME = re.compile(
     r"([0-9]{4})([0-9]{2})([0-9]{2})"
     r"(?:([0-9]{2})(?:([0-9]{2})(?:([0-9]{2})(?:\.([0-9]{1,6})[0-9]*|([0-9]{3}))?)?)?)?([+-][0-9]{4})?"
 )
-MINUTES: dict[str, str] = {}  # YYYYMMDDHHMM that is a time, already seen, to ISO 8601
+# What was read before: YYYYMMDDHHMM to ISO 8601, and what follows the seconds, with the offset that stands in.
+_MINUTES: dict[str, str] = {}
+_TAILS: dict[tuple[str, str], str] = {}
 _SECONDS = {f"{second:02d}": f":{second:02d}" for second in range(60)}
+_TIME_KEPT = 32  # characters; digits of a fraction may go on without end
+_ZONES: set[str] = set()  # offsets already seen
 _ZONE = re.compile(r"[+-](?:0[0-9]|1[0-4])[0-5][0-9]")
 
 
 def zone(text: str) -> str:
     """The offset at the end of an HL7 time, such as +0100; empty when there is none."""
     tail = text[-5:]
-    return tail if tail[:1] in ("+", "-") and _ZONE.fullmatch(tail) else ""
+    if tail in _ZONES:
+        return tail
+    if tail[:1] not in ("+", "-") or _ZONE.fullmatch(tail) is None:
+        return ""
+    _ZONES.add(tail)  # at most one for each quarter of an hour and the odd minute: 1,800 can match
+    return tail
 
 
 def device_time(text: str, default_zone: str = "") -> str | None:
@@ -62,11 +71,9 @@ def device_time(text: str, default_zone: str = "") -> str | None:
 
     A time without an offset gets that of the message's MSH-7, as HL7 has it.
     """
-    iso = MINUTES.get(text[:12])
-    if iso is not None and not default_zone:
-        second = _SECONDS.get(text[12:])
-        if second is not None:  # the usual: a minute that was seen, whole seconds, no offset
-            return iso + second
+    known = _MINUTES.get(text[:12]), _SECONDS.get(text[12:14]), _TAILS.get((text[14:], default_zone))
+    if None not in known:
+        return "".join(known)  # type: ignore[arg-type]
     found = _TIME.fullmatch(text)
     if found is None:
         return None
@@ -79,10 +86,7 @@ def device_time(text: str, default_zone: str = "") -> str | None:
     if hour is None:
         return iso
     iso += f"T{hour}:{minute or '00'}"
-    if len(MINUTES) >= CACHE_SIZE:
-        MINUTES.clear()
-    if minute is not None:
-        MINUTES[text[:12]] = iso
+    to_the_minute = iso
     if second is not None:
         iso += f":{second}"
         if fraction or millis:
@@ -92,4 +96,15 @@ def device_time(text: str, default_zone: str = "") -> str | None:
         if _ZONE.fullmatch(offset) is None:
             return None
         iso += f"{offset[:3]}:{offset[3:]}"
+    if second is not None and len(text) <= _TIME_KEPT:
+        _remember(text, default_zone, to_the_minute, iso[len(to_the_minute) + 3 :])
     return iso
+
+
+def _remember(text: str, default_zone: str, to_the_minute: str, tail: str) -> None:
+    """Keep the parts of a time that come again with the next message."""
+    for cache in (_MINUTES, _TAILS):
+        if len(cache) >= CACHE_SIZE:
+            cache.clear()
+    _MINUTES[text[:12]] = to_the_minute
+    _TAILS[text[14:], default_zone] = tail
