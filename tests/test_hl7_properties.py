@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from drivers.hl7.decoder import Hl7
 from edge_agent.links.capture import read_capture
 from edge_agent.records import Chunk, Item, Observation, Waveform, shape
-from edge_agent.terms import BY_NAME
+from edge_agent.terms import BY_NAME, UNIT_CODES, UNIT_NAMES, conversion
 
+UNITS = {*UNIT_NAMES.values(), *UNIT_CODES.values(), "K"}
+CONVERSIONS = {found for unit in UNITS for other in UNITS if (found := conversion(unit, other)) is not None}
 CONVERSATIONS = [
     b"".join(chunk.data for chunk in read_capture(path).received())
     for path in capture_player.paths()
@@ -147,16 +149,15 @@ def test_what_comes_out_keeps_the_rules_of_the_records(data: bytes) -> None:
             assert len(item.samples) % 2 == 0
 
 
-@given(damaged())
+@given(st.one_of(damaged(), one_frame()))
 def test_a_value_that_is_given_was_sent(data: bytes) -> None:
-    """Where nothing is converted, every value stands between two separators of the message as it is."""
-    sent = {float(text) for text in re.findall(rb"[!-/:-@\[-`{-~ ]*([0-9]+\.?[0-9]*)", data)}
-    units = {b"kPa", b"KILO_PASCAL", b"degF", b"KELVIN", b"FAHR"}
-    if any(unit in data for unit in units):
-        return
+    """Every value stands between two separators of the message as it is, or is one of those in another unit."""
+    numbers = {float(text) for text in re.findall(rb"[0-9]+\.?[0-9]*|\.[0-9]+", data)}
+    sent = numbers | {-number for number in numbers}
     for item in play([data]):
-        if isinstance(item, Observation) and item.value is not None:
-            assert abs(item.value) in sent
+        if isinstance(item, Observation) and item.value is not None and item.value not in sent:
+            converted = (number * factor + offset for number in sent for factor, offset in CONVERSIONS)
+            assert any(abs(item.value - value) < 1e-6 * max(1.0, abs(value)) for value in converted), item
 
 
 plain = st.decimals(-50, 400, places=2).map(lambda number: f"{number:f}")
