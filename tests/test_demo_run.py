@@ -1,0 +1,28 @@
+"""`make demo`'s whole run: the exit code says whether alarm, technical alarm and forwarding were really seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+EDGE_AGENT = Path(sys.executable).parent / "edge-agent"
+
+
+def test_the_demo_shows_what_it_promises_and_leaves_nothing_behind() -> None:
+    before = {process.pid for process in psutil.process_iter()}
+    done = subprocess.run(
+        [EDGE_AGENT, "demo", "--seconds", "45", "--plain"], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Not a medical device" in done.stdout + done.stderr
+    assert "demo" in done.stdout.lower() and "embedded Kafka" in done.stdout
+    assert "seen: alarm, technical alarm, forwarding" in done.stdout
+    left = [
+        process.cmdline()
+        for process in psutil.process_iter()
+        if process.pid not in before and any("bedside-demo" in word for word in process.cmdline())
+    ]
+    assert not left
