@@ -106,7 +106,7 @@ def observations(
     plans, numbers = _PLANS, values.NUMBERS
     append = out.append
     parents: dict[str, str] = {}
-    waves = Waves()
+    waves: Waves | None = None  # made by the first row that is part of one
     group_time: str | None = None
     row_time: str | None = None
     row_time_raw = ""
@@ -121,6 +121,7 @@ def observations(
                 if not row[2] and row[4]:
                     parents[row[4]] = row[3]
                 else:
+                    waves = waves or Waves()
                     waves.facet("", row)
                 continue
             raw_time = row[14]
@@ -138,6 +139,7 @@ def observations(
                     if meaning.kind == dialects.ALERT:
                         append(text_alarm(row, meaning.alert, codec, at_ns, at, location, subject))
                     else:
+                        waves = waves or Waves()
                         waves.row(meaning, row, at, location, subject)
                     continue
                 if name in dialects.PARENTS:
@@ -159,14 +161,16 @@ def observations(
                     value = round(value * scale[0] + scale[1], 6)  # 98.6 degF is 37 Cel, not 36.99999999999999
             append(Observation(name, value, validity, at_ns, at, location, subject, channel))
         elif kind == "OBR|":
-            waves.end(at_ns, out)
+            if waves is not None:
+                waves.end(at_ns, out)
             row_time_raw = _field(line, 7)
             group_time = row_time = values.device_time(row_time_raw, zone)
         elif kind == "PV1|":
             location = memory.location(line)
         elif kind == "PID|":
             subject, location = memory.patient(line), ""
-    waves.end(at_ns, out)
+    if waves is not None:
+        waves.end(at_ns, out)
 
 
 def _field(line: str, number: int) -> str:

@@ -7,6 +7,7 @@ diastolic pressure that is not below the systolic are signs of a wrong unit, sca
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from edge_agent.terms import Term
 
@@ -23,6 +24,7 @@ PRESSURE_PAIRS: tuple[tuple[str, str], ...] = (
 PAIR_OF: dict[str, tuple[str, str]] = {term: pair for pair in PRESSURE_PAIRS for term in pair}
 
 
+@cache
 def bounds(term: Term) -> tuple[float, float]:
     """Least and greatest plausible value of a term, in its unit."""
     least = -math.inf if term.plausible_min is None else term.plausible_min
