@@ -99,7 +99,6 @@ class Alarms(_Section):
     """Alarm behaviour that the responsible organisation sets for all beds."""
 
     audio_pause_s: int = Field(default=120, ge=1, le=180)
-    reminder_s: int = Field(default=180, ge=30, le=600)
 
 
 class Buffer(_Section):
