@@ -312,7 +312,7 @@ def test_memory_does_not_follow_the_backlog(make_site: MakeSite) -> None:
         until(lambda site=site, written=written: written.add(site.status()["utc"]) or len(written) > 3)
         sizes[total] = psutil.Process(child.pid).memory_info().rss
         assert site.end(child) == 0
-    # held in memory, 180,000 more records of 0.4 kB would be 72 MB; 4 MiB under way and the allocator's arenas vary by 10
+    # in memory, 180,000 more records of 0.4 kB would be 72 MB; what is under way and the allocator's arenas vary by 10
     assert sizes[200_000] - sizes[20_000] < 24 << 20, sizes
     assert sizes[200_000] < 120 << 20, sizes
 
