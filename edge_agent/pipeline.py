@@ -255,6 +255,7 @@ class Pipeline:
 
     def chunk(self, feed: Feed, chunk: Chunk) -> None:
         """Everything that one chunk of bytes causes."""
+        self._signalled_ns = 0  # what a link's state or an operator signalled before is not this chunk's
         run = _Run(self, feed, chunk.at_ns)
         try:
             (feed.takers.get(chunk.channel) or feed.taker(chunk.channel))(chunk, run)
@@ -294,6 +295,7 @@ class Pipeline:
 
     def handle(self, feed: Feed, items: Iterable[Item], at_ns: int, channel: str = "") -> None:
         """Carry decoded items down the path: alarms first, then one append, then the replies."""
+        self._signalled_ns = 0
         run = _Run(self, feed, at_ns)
         for item in items:
             run.append(item)

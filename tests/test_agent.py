@@ -87,10 +87,16 @@ def stored(bedside: Bedside) -> list[Any]:
 
 
 async def test_a_low_value_lights_sounds_and_is_kept(bedside: Bedside) -> None:
-    async with running(bedside.write()):
+    async with running(bedside.write()) as agent:
+        await shows(bedside, "source_lost")  # a signal that no chunk has caused
         monitor = await dial(bedside.port)
+        monitor.send(bed_frame(0))
+        await monitor.reply()
+        assert agent.latency.count == 0
         monitor.send(bed_frame(1, LOW))
         assert "MSA|AA|M3-1" in await monitor.reply()
+        assert agent.latency.count == 1
+        assert 0 < (agent.latency.view()["p50_us"] or 0) < 5e6
         await until(lambda: bedside.lit("spo2_low"), "the light")
         first = next(line for line in bedside.edge_lines() if line["condition"] == "spo2_low")
         assert (first["bed"], first["output"], first["on"], first["priority"]) == ("ICU-3", "red", True, "high")
@@ -99,7 +105,7 @@ async def test_a_low_value_lights_sounds_and_is_kept(bedside: Bedside) -> None:
         monitor.close()
     entries = stored(bedside)
     values = [each.record for each in entries if isinstance(each.record, Observation) and each.record.term == "spo2"]
-    assert [value.value for value in values] == [LOW, NORMAL]
+    assert [value.value for value in values] == [NORMAL, LOW, NORMAL]
     alarm = [
         each.record for each in entries if isinstance(each.record, AlarmEvent) and each.record.condition == "spo2_low"
     ]
