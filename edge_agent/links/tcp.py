@@ -187,11 +187,13 @@ class ListenLink:
             await asyncio.sleep(self._backoff.next())
 
     def _cannot_listen(self, error: OSError) -> str:
+        # later Pythons pass over an address that the machine does not have, and then give an error without a number
+        number = errno.EADDRNOTAVAIL if error.errno is None else error.errno
         remedy = {
             errno.EADDRINUSE: "another program has the port; `ss -ltnp` names it",
             errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one",
             errno.EADDRNOTAVAIL: "this machine does not have that address; write 0.0.0.0 for all",
-        }.get(error.errno or 0, reason(error))
+        }.get(number, reason(error))
         return f"cannot listen on {host_port((self._host, self._port))}: {remedy}"
 
     def _nobody(self) -> str:
