@@ -74,7 +74,7 @@ class Source(_Section):
 class Annunciator(_Section):
     """One output for alarm signals."""
 
-    kind: Literal["gpio", "record", "console"]
+    kind: Literal["gpio", "sound", "record", "console"]
     bed: str = ""  # signals of this bed only; empty: the highest of all beds
     chip: str = ""  # gpio: label of the chip, never its number
     buzzer: int | str | None = None  # gpio: line offset or line name
@@ -82,6 +82,11 @@ class Annunciator(_Section):
     yellow: int | str | None = None
     cyan: int | str | None = None
     active_low: bool = False
+    loopback: int | str | None = None  # gpio: input wired back from the buzzer, to notice an open or stuck output
+    heartbeat: int | str | None = None  # gpio: output that toggles while the agent lives, for an external monostable
+    device: str = "default"  # sound: ALSA device, as `aplay -L` lists it
+    sounds: Path | None = None  # sound: folder with high.wav, medium.wav, low.wav of the hospital's own
+    volume: int = Field(default=70, ge=1, le=100)  # sound: per cent of full scale at the first burst
     path: Path | None = None  # record: file that gets one JSON line for every output edge
 
     @model_validator(mode="after")
@@ -90,15 +95,39 @@ class Annunciator(_Section):
             raise ValueError("a gpio annunciator needs `chip`, the label that gpiodetect shows in brackets")
         if self.kind == "gpio" and all(line is None for line in (self.buzzer, self.red, self.yellow, self.cyan)):
             raise ValueError("a gpio annunciator needs at least one of buzzer, red, yellow, cyan")
+        if self.loopback is not None and self.buzzer is None:
+            raise ValueError("`loopback` is read back from `buzzer`: name its line too")
+        lines = [self.buzzer, self.red, self.yellow, self.cyan, self.loopback, self.heartbeat]
+        named = [line for line in lines if line is not None]
+        if len(named) != len(set(named)):
+            raise ValueError("one line stands for two things: give each its own")
         if self.kind == "record" and self.path is None:
             raise ValueError("a record annunciator needs `path`")
         return self
+
+
+class Button(_Section):
+    """A push button on a GPIO line: a short press acknowledges, a long press pauses audio or ends the pause."""
+
+    chip: str = Field(min_length=1)  # label of the chip, never its number
+    line: int | str  # offset or name
+    bed: str = ""  # the bed it acts on; empty: all beds
+    active_low: bool = True  # pressed connects the line to ground; the pull-up of the chip is switched on
+    debounce_ms: int = Field(default=20, ge=1, le=200)
+    long_press_s: float = Field(default=2.0, ge=0.5, le=10)
 
 
 class Alarms(_Section):
     """Alarm behaviour that the responsible organisation sets for all beds."""
 
     audio_pause_s: int = Field(default=120, ge=1, le=180)
+    alarm_pause_s: int = Field(default=120, ge=1, le=180)
+    audio_off: bool = False  # whether AUDIO OFF, which does not end by itself, may be chosen at all
+    alarm_off: bool = False  # likewise ALARM OFF
+    reminder_s: int = Field(default=60, ge=10, le=600)  # between reminders of something paused, off or acknowledged
+    escalate_s: int = Field(default=30, ge=0, le=300)  # sound nobody has answered gets louder after it; 0: never
+    central_link_s: int = Field(default=60, ge=5, le=3600)  # without the central link before that is a technical alarm
+    log_mb: int = Field(default=256, ge=1)  # of the alarm log; beyond it the oldest entries go
 
 
 class Buffer(_Section):
@@ -147,10 +176,23 @@ class Kafka(_Section):
         return self
 
 
+class AlertManager(_Section):
+    """A hospital alert manager that gets alarms as HL7 ORU^R40 (IHE PCD-04) over MLLP."""
+
+    link: str = Field(pattern=r"^mllp://[^/?#]+:\d{1,5}$")  # mllp://host:port
+    application: str = "BEDSIDE-EDGE"  # MSH-3
+    facility: str = ""  # MSH-4
+    receiver: str = ""  # MSH-5
+    receiver_facility: str = ""  # MSH-6
+    reply_s: float = Field(default=10.0, gt=0, le=120)  # for the acknowledgement of one message
+    technical: bool = False  # whether technical alarms are sent too
+
+
 class Cloud(_Section):
     """Where cloud-sync forwards to."""
 
     kafka: Kafka | None = None
+    alert_manager: AlertManager | None = None
 
 
 class Config(_Section):
@@ -161,6 +203,7 @@ class Config(_Section):
     bed: tuple[Bed, ...] = Field(min_length=1)
     source: tuple[Source, ...] = ()
     annunciator: tuple[Annunciator, ...] = ()
+    button: tuple[Button, ...] = ()
     alarms: Alarms = Alarms()
     buffer: Buffer = Buffer()
     cloud: Cloud = Cloud()
@@ -268,6 +311,9 @@ def _check_references(loaded: Loaded) -> None:
     for index, source in enumerate(config.source):
         if source.bed and source.bed not in beds:
             raise loaded.error(("source", index, "bed"), f"no bed has the id {source.bed!r}", known)
+    for index, button in enumerate(config.button):
+        if button.bed and button.bed not in beds:
+            raise loaded.error(("button", index, "bed"), f"no bed has the id {button.bed!r}", known)
     for index, annunciator in enumerate(config.annunciator):
         if annunciator.bed and annunciator.bed not in beds:
             raise loaded.error(("annunciator", index, "bed"), f"no bed has the id {annunciator.bed!r}", known)

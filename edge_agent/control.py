@@ -36,14 +36,20 @@ OPERATIONS: dict[str, str] = {
     "subscribe": "viewer",
     "metrics": "viewer",
     "acknowledge": "nurse",
+    "limits": "viewer",
     "pause_audio": "nurse",
+    "pause_alarm": "nurse",
     "resume": "nurse",
     "reset": "nurse",
+    "audio_off": "biomed",
+    "alarm_off": "biomed",
+    "set_limit": "biomed",
+    "set_preset": "biomed",
     "admit": "biomed",
     "discharge": "biomed",
     "self_test": "biomed",
 }
-READ_ONLY = frozenset({"status", "subscribe", "metrics"})
+READ_ONLY = frozenset({"status", "subscribe", "metrics", "limits"})
 
 
 class Refused(Exception):

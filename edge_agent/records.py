@@ -21,6 +21,7 @@ SHAPE_VERSION = 1
 
 Validity = Literal["valid", "questionable", "invalid", "not_available"]
 Priority = Literal["high", "medium", "low", "none"]
+Inactivation = Literal["", "audio_paused", "audio_off", "alarm_paused", "alarm_off"]  # of a bed; empty: enabled
 
 NO_SAMPLE = -32768  # the int16 that stands for a sample the device marked invalid; never a physical value
 
@@ -135,7 +136,7 @@ class AlarmEvent(_Item, frozen=True, tag="a"):
     condition: str
     kind: Literal["physiological", "technical", "advisory"]
     priority: Priority
-    event: str  # start, escalate, acknowledge, latch, end, audio_pause, audio_resume, reset, ...
+    event: str  # start, escalate, acknowledge, latch, end, reset, restore, audio_pause, resume, reminder, limit ...
     state: str  # state of the condition after the event: Off, On, Latch, Ack (IEEE 11073-10207 presence)
     at_ns: int
     text: str = ""
@@ -145,6 +146,7 @@ class AlarmEvent(_Item, frozen=True, tag="a"):
     operator: str = ""
     source: str = ""
     detail: str = ""
+    inactivation: Inactivation = ""  # of the bed after the event
 
 
 class Score(_Item, frozen=True, tag="c"):
@@ -293,3 +295,5 @@ class Signal(msgspec.Struct, frozen=True, gc=False):
     onset: int = 0  # number of the owner's onset, rising over all beds: a greater one is a newer alarm
     audio_onset: int = 0  # likewise of the condition that owns the sound
     stopped: bool = False  # an operator's action brought this signal: a burst that it ends is cut, not played out
+    inactivation: Inactivation = ""  # of the bed, to be shown even while nothing is active
+    reminder: int = 0  # number of the bed's newest reminder, rising; one that is new asks for one reminder tone
