@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from edge_agent import config
-from edge_agent.annunciators import Annunciator, gpio, open_annunciators
+from edge_agent import config, gpio_chips
+from edge_agent.annunciators import Annunciator, open_annunciators
 from edge_agent.annunciators import annunciator as threads
 from edge_agent.annunciators.console import Console, pattern
 from edge_agent.annunciators.gpio import Gpio
@@ -390,7 +390,7 @@ def chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     gpiod = pytest.importorskip("gpiod")
     stand_in = StandIn()
     (tmp_path / "gpiochip0").touch()
-    monkeypatch.setattr(gpio, "DEVICES", tmp_path)
+    monkeypatch.setattr(gpio_chips, "DEVICES", tmp_path)
     monkeypatch.setattr(gpiod, "Chip", stand_in)
     monkeypatch.setattr(gpiod, "is_gpiochip_device", lambda path: True)
     return stand_in
@@ -424,7 +424,7 @@ def test_gpio_tells_a_wrong_label_a_taken_line_and_a_line_that_is_not_there(chip
     with pytest.raises(FaultError, match="line 17 is taken by 'spi0 CS0'"):
         Gpio(GPIO).open()
     assert chip.open == 0
-    assert gpio.chip_labels() == ["pinctrl-bcm2711"] and chip.open == 0
+    assert gpio_chips.chip_labels() == ["pinctrl-bcm2711"] and chip.open == 0
 
 
 def test_gpio_without_permission_says_which_group(chip: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:

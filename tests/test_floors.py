@@ -20,9 +20,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cryptography": ("edge_agent/buffer/keys.py", "edge_agent/buffer/seal.py"),
     "zstandard": ("edge_agent/buffer/seal.py",),
     "sqlite_utils": ("edge_agent/buffer/",),
-    "sqlite3": ("edge_agent/buffer/",),
+    "sqlite3": ("edge_agent/buffer/", "edge_agent/alarm_log/"),
     "confluent_kafka": ("cloud_sync/sinks/kafka.py", "cloud_sync/embedded.py"),
-    "gpiod": ("edge_agent/annunciators/gpio.py",),
+    "gpiod": ("edge_agent/gpio_chips.py", "edge_agent/annunciators/gpio.py", "edge_agent/button.py"),
+    "matplotlib": ("edge_agent/burden/plot.py",),
+    "pyarrow": ("edge_agent/burden/",),
     "rich": ("edge_agent/view.py",),
 }
 NAMELESS = {"utils", "helpers", "common", "manager", "base", "misc"}

@@ -170,7 +170,7 @@ def check_gpio(loaded: Loaded) -> Iterator[Finding]:
     if not wanted:
         yield Finding("gpio", "ok", "no gpio annunciator configured")
         return
-    from edge_agent.annunciators.gpio import chip_labels
+    from edge_agent.gpio_chips import chip_labels
 
     labels = chip_labels()
     for chip in sorted(wanted):
