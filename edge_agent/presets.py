@@ -26,6 +26,10 @@ BUILT_IN = Path(__file__).parent / "alarms" / "presets"
 DELAY_CEILING_S: dict[str, float] = {"high": 10.0, "medium": 30.0, "low": 30.0}  # engineering ceilings, docs/alarms.md
 OFF_DELAY_S = 5.0  # of a limit whose row does not say otherwise
 LONGEST_SILENCE_S = 86400.0  # a vital that may be a day old is not watched
+EXPIRES_S = (
+    90.0  # of a device's alarm that only repetition keeps up: a monitor that exports once a minute, and half of it
+)
+LONGEST_EXPIRY_S = 3600.0  # an alarm that is an hour older than its last word says nothing of the patient
 PRIORITIES: tuple[Priority, ...] = ("high", "medium", "low")
 RANK: dict[str, int] = {"none": 0, "low": 1, "medium": 2, "high": 3}
 LIMIT_VERBS = frozenset({"below", "above", "outside", "score_above"})
@@ -54,6 +58,8 @@ class Condition:
     deadband: float = 0.0  # how far inside the limit a value must be to end the condition
     delay_s: float = 0.0
     off_delay_s: float = 0.0
+    severity: float = 0.0  # deficit x seconds beyond the limit that end the delay early; 0: never
+    expires_s: float = 0.0  # of the verb `device_alarm`: greatest age of an alarm that only repetition keeps up
     latching: bool = False
     arming: str = "first"  # first | at_least | measured
     arming_amount: float = 0.0
@@ -85,6 +91,42 @@ class Preset:
                 for condition in self.conditions
             ),
         )
+
+    def with_row(self, condition: str, present: str, delay_s: float | None = None) -> Preset:
+        """The same preset with another figure, and delay in s, in one limit row; checked like a row of a file.
+
+        Raises: ValueError with the words that the check of a file would use.
+        """
+        old = self.by_id.get(condition)
+        if old is None:
+            off = " (it is taken out)" if condition in self.disabled else ""
+            raise ValueError(f"preset {self.name!r} has no condition {condition!r}{off}")
+        if old.verb not in LIMIT_VERBS:
+            raise ValueError(f"{condition!r} is not a limit: its row is `{old.present}`")
+        words = present.split()
+        if words[:1] != [old.verb]:
+            raise ValueError(f"a limit keeps its verb: write `{old.verb}` and the figure, not {present!r}")
+        place = Path(self.name)
+        row = {key: _Cell(value, place, None, key) for key, value in _written(old).items()}
+        row["present"] = _Cell(" ".join(words), place, None, "present")
+        if delay_s is not None:
+            row["delay_s"] = _Cell(delay_s, place, None, "delay_s")
+        row[""] = _Cell(None, place, None, condition)
+        try:
+            new = _condition(condition, row)
+            rows = tuple(new if each is old else each for each in self.conditions)
+            _check_order(rows, lambda _urgent, _other: row["present"])
+        except ConfigError as error:
+            raise ValueError(f"{error.key}: {error.reason}" + (f"; {error.remedy}" if error.remedy else "")) from None
+        return replace(self, conditions=rows)
+
+
+def _written(row: Condition) -> dict[str, Any]:
+    """The keys of a row as a file would state them."""
+    keys = ("kind", "priority", "present", "text", "source", "deadband", "delay_s", "off_delay_s", "latching")
+    written = {key: getattr(row, key) for key in keys}
+    written["arming"] = row.arming if row.arming == "first" else f"{row.arming} {row.arming_amount!r}"
+    return written | {key: getattr(row, key) for key in ("vital", "severity", "expires_s") if getattr(row, key)}
 
 
 class _Cell(NamedTuple):
@@ -232,11 +274,16 @@ def _check(read: _File) -> Preset:
             scores = {other.vital for other in conditions.values() if other.verb == "score_above"}
             if condition.vital not in scores:
                 read.rows[key].get("vital", read.rows[key][""]).fail(f"no vital or score is named {condition.vital!r}")
-    _check_order(read, list(conditions.values()))
+
+    def place(urgent: Condition, other: Condition) -> _Cell:
+        cells = [read.rows[row.id]["present"] for row in (urgent, other)]
+        return next((cell for cell in cells if cell.path == read.path), cells[0])
+
+    _check_order(conditions.values(), place)
     return Preset(read.name, read.population, tuple(conditions.values()), tuple(sorted(read.disabled)))
 
 
-def _check_order(read: _File, conditions: list[Condition]) -> None:
+def _check_order(conditions: Iterable[Condition], place: Callable[[Condition, Condition], _Cell]) -> None:
     """A more urgent limit lies at or beyond every less urgent one of the same vital and side."""
     limits = [condition for condition in conditions if condition.verb in ("below", "above", "outside")]
     for urgent in limits:
@@ -246,8 +293,7 @@ def _check_order(read: _File, conditions: list[Condition]) -> None:
             for side, sign in (("low", 1), ("high", -1)):
                 mine, theirs = getattr(urgent, side), getattr(other, side)
                 if mine is not None and theirs is not None and mine * sign > theirs * sign:
-                    cells = [read.rows[row.id]["present"] for row in (urgent, other)]
-                    next((cell for cell in cells if cell.path == read.path), cells[0]).fail(
+                    place(urgent, other).fail(
                         f"{side} limit {mine:g} of {urgent.id!r} ({urgent.priority}) lies inside {theirs:g} of "
                         f"{other.id!r} ({other.priority})",
                         "the more urgent limit must lie at or beyond the less urgent one",
@@ -278,6 +324,15 @@ def _condition(condition_id: str, row: _Row) -> Condition:
         row["deadband"].fail(f"has no meaning for `{verb}`", "remove it")
     if low is not None and high is not None and 2 * deadband >= high - low:
         row["deadband"].fail("leaves no value that would end the condition", "make it smaller")
+    severity = _number(row, "severity", 0.0, math.inf)
+    if severity and not limit:
+        row["severity"].fail(f"has no meaning for `{verb}`", "remove it")
+    repeated = verb == "device_alarm"
+    expires_s = _number(row, "expires_s", EXPIRES_S if repeated else 0.0, LONGEST_EXPIRY_S, "an hour at most")
+    if "expires_s" in row and not repeated:
+        row["expires_s"].fail(f"has no meaning for `{verb}`", "remove it")
+    if repeated and not expires_s:
+        row["expires_s"].fail("0 would end every alarm at once", f"remove it for {EXPIRES_S:g} s")
     latching = row["latching"].value if "latching" in row else False
     if not isinstance(latching, bool):
         row["latching"].fail("must be true or false")
@@ -289,7 +344,7 @@ def _condition(condition_id: str, row: _Row) -> Condition:
         text=text or condition_id.replace("_", " "), source=_text(row, "source") or f"site preset {row[''].path.name}",
         verb=verb, vital=vital, deadband=deadband, delay_s=delay_s,
         off_delay_s=_number(row, "off_delay_s", OFF_DELAY_S if limit else 0.0, 30.0),
-        latching=latching, arming=arming, arming_amount=amount, **parsed,
+        severity=severity, expires_s=expires_s, latching=latching, arming=arming, arming_amount=amount, **parsed,
     )  # fmt: skip
 
 
@@ -318,6 +373,8 @@ def _vital(row: _Row, verb: str) -> str:
         )
     if verb in ("silent", "score_above") and not vital:
         cell.fail(f"`{verb}` needs a vital")
+    if verb == "score_above" and (vital in terms.VITALS or vital in terms.BY_NAME):
+        cell.fail(f"{vital!r} is measured, not scored", "a score has a name of its own, so that it feeds no limit")
     if verb in ("device_alarm", "implausible", "reported") and vital:
         cell.fail(f"`{verb}` has no vital", "remove it")
     return vital
@@ -357,7 +414,9 @@ def _choice(row: _Row, key: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _number(row: _Row, key: str, default: float, greatest: float) -> float:
+def _number(
+    row: _Row, key: str, default: float, greatest: float, most: str = "HIGH: 10 s at most, others: 30 s at most"
+) -> float:
     if key not in row:
         return default
     value = row[key].value
@@ -366,7 +425,7 @@ def _number(row: _Row, key: str, default: float, greatest: float) -> float:
     if value < 0:
         row[key].fail(f"{value:g} is negative", "write 0 or more")
     if value > greatest:
-        row[key].fail(f"{value:g} is over the ceiling of {greatest:g}", "HIGH: 10 s at most, others: 30 s at most")
+        row[key].fail(f"{value:g} is over the ceiling of {greatest:g}", most)
     return float(value)
 
 

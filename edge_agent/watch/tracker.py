@@ -4,11 +4,18 @@ Theory of operation: a tracker is told whether its condition holds at this momen
 has held without a break for the condition delay, and absent when it has not held for the off delay; both are measured
 on the monotonic times passed in, not on the number of samples. A delay that runs is a `deadline` in the queue that
 all trackers share; a deadline that was withdrawn stays in the queue and is recognised by not being current.
+
+Severity shortens the condition delay: the deficit, held from value to value, is integrated over the time that the
+condition has held, and the deadline lies where the area reaches the row's severity, if that is earlier.
+
+A condition that only repetition keeps up, or that stood before a restart, has a `Lapse`: the time by which it must have
+been reported again.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,18 +55,53 @@ class Queue:
         return heap[0][0] if heap else None
 
 
+class Lapse:
+    """A time by which something must have happened; `judge` says at that time how long to wait on, or None."""
+
+    __slots__ = ("at_ns", "judge", "queue")
+
+    def __init__(self, queue: Queue, at_ns: int, judge: Callable[[int, Changes], int | None]) -> None:
+        self.queue, self.judge = queue, judge
+        self.at_ns: int | None = at_ns
+        queue.push(at_ns, self)
+
+    def later(self, at_ns: int) -> None:
+        """Wait until a later time; the entry in the queue is looked at once more on the way."""
+        self.at_ns = at_ns
+
+    def cancel(self) -> None:
+        """Wait no more."""
+        self.at_ns = None
+
+    def waits(self, _deadline: int) -> bool:
+        """Whether a queue entry for that deadline still means something."""
+        return self.at_ns is not None
+
+    def due(self, deadline: int, at_ns: int, changes: Changes) -> None:
+        """Take a deadline back from the queue."""
+        until = self.at_ns
+        if until is not None and until <= at_ns:
+            until = self.at_ns = self.judge(at_ns, changes)
+        if until is not None:
+            self.queue.push(until, self)
+
+
 class Tracker:
     """State of one condition on one bed."""
 
     __slots__ = (
-        "armed", "bed", "condition", "deadline", "delay_ns", "detail", "off_ns", "on_flip", "out", "outs", "present",
-        "priority", "queue", "row", "source", "text", "value",
+        "area", "armed", "bed", "condition", "deadline", "deficit", "delay_ns", "detail", "off_ns", "off_s", "on_flip",
+        "out", "outs", "present", "priority", "queue", "row", "severity_ns", "since_ns", "source", "text", "value",
+        "weighed_ns",
     )  # fmt: skip
 
     def __init__(self, queue: Queue, bed: str, condition: str, row: Condition | None, *, off_s: float | None = None):
-        self.queue, self.bed, self.condition, self.row = queue, bed, condition, row
-        self.delay_ns = round((row.delay_s if row else 0.0) * NS)
-        self.off_ns = round((off_s if off_s is not None else row.off_delay_s if row else 0.0) * NS)
+        self.queue, self.bed, self.condition = queue, bed, condition
+        self.off_s = off_s  # in place of the row's
+        self.follow(row)
+        self.since_ns = 0  # when `out` became what it is
+        self.area = self.deficit = 0.0  # integral up to `weighed_ns`, in ns, and the deficit held since then
+        self.weighed_ns = 0
         self.out = False
         self.present = False
         self.armed = False
@@ -72,6 +114,22 @@ class Tracker:
         self.text = ""
         self.on_flip: Callable[[Tracker, int, Changes], None] | None = None
 
+    def follow(self, row: Condition | None) -> None:
+        """Take over the figures of a row."""
+        off_s = self.off_s if self.off_s is not None else row.off_delay_s if row else 0.0
+        self.row = row
+        self.delay_ns = round((row.delay_s if row else 0.0) * NS)
+        self.off_ns = round(off_s * NS)
+        self.severity_ns = row.severity * NS if row else 0.0
+
+    def retime(self, row: Condition | None, at_ns: int, changes: Changes) -> None:
+        """Take over the figures of a changed row; a delay that runs is as long as the new one says, from its begin."""
+        before = self.delay_ns, self.off_ns
+        self.follow(row)
+        if self.deadline is None or before == (self.delay_ns, self.off_ns):
+            return
+        self._wait_until(self.since_ns + (self.delay_ns if self.out else self.off_ns), at_ns, changes)
+
     def drive(self, out: bool, at_ns: int, changes: Changes) -> None:
         """Say whether the condition holds at `at_ns`; a delay that has run out by then takes effect first."""
         if self.deadline is not None and self.deadline <= at_ns:
@@ -79,6 +137,8 @@ class Tracker:
         if out == self.out:
             return
         self.out = out
+        self.since_ns = self.weighed_ns = at_ns
+        self.area = self.deficit = 0.0
         if out == self.present:
             self.deadline = None
             return
@@ -95,6 +155,23 @@ class Tracker:
         if self.present and not out and self.deadline is not None and self.deadline > at_ns + wait_ns:
             self.deadline = at_ns + wait_ns
             self.queue.push(self.deadline, self)
+
+    def weigh(self, deficit: float, at_ns: int, changes: Changes) -> None:
+        """Say how far beyond the limit the worst value is from `at_ns` on: it may end the condition delay early."""
+        if self.present or self.deadline is None:
+            return
+        self.area += self.deficit * (at_ns - self.weighed_ns)
+        self.deficit, self.weighed_ns = deficit, at_ns
+        until = self.since_ns + self.delay_ns
+        if deficit > 0.0:
+            until = min(until, at_ns + max(0, math.ceil((self.severity_ns - self.area) / deficit)))
+        self._wait_until(until, at_ns, changes)
+
+    def hold(self, at_ns: int) -> None:
+        """Make the condition present without telling: it was told before a restart."""
+        self.armed = self.present = self.out = True
+        self.since_ns = at_ns
+        self.deadline = None
 
     def withdraw(self, at_ns: int, changes: Changes, detail: str) -> None:
         """End the condition at once, without its off delay, saying why."""
@@ -120,6 +197,13 @@ class Tracker:
         return Change(
             self.bed, self.condition, self.present, at_ns, value, self.source, self.detail, self.priority, self.text
         )
+
+    def _wait_until(self, until_ns: int, at_ns: int, changes: Changes) -> None:
+        if until_ns <= at_ns:
+            self._flip(at_ns, changes)
+        elif until_ns != self.deadline:
+            self.deadline = until_ns
+            self.queue.push(until_ns, self)
 
     def _flip(self, at_ns: int, changes: Changes) -> None:
         self.deadline = None
