@@ -164,7 +164,7 @@ priority = "medium"
         (ROW.replace('"x"', '"adult"'), 1, "name", "already exists"),
         (ROW.replace('extends = "bedside"\n', ""), 3, "condition[0]", "how old a value of spo2"),
         (ROW.replace('"physiological"', '"technical"'), 6, "condition[0].kind", "is a physiological condition"),
-        (ROW.replace("below 90", "score_above 0.5"), 6, "condition[0].kind", "advisory"),
+        (ROW.replace("below 90", "score_above 0.5").replace('"spo2"', '"risk"'), 6, "condition[0].kind", "advisory"),
         (ROW.replace("below 90", "outside 90 92") + "deadband = 1\n", 10, "condition[0].deadband", "would end"),
         (ROW.replace('"bedside"', '"adult"').replace('"a"', '"spo2_desaturation"').replace("below 90", "below 92")
          .replace('"medium"', '"high"'), 8, "condition[0].present", "low limit 92 of 'spo2_desaturation'"),

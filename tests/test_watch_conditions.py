@@ -10,7 +10,8 @@ import pytest
 from edge_agent.presets import Preset, load_presets
 from edge_agent.records import Change, DeviceAlarm, Observation, Score
 from edge_agent.watch import Watch
-from edge_agent.watch.room import DEVICE_ALARMS_PER_BED, RETURN_GRACE_S, SETTLE_S, SLOTS_PER_BED
+from edge_agent.watch.devices import DEVICE_ALARMS_PER_BED
+from edge_agent.watch.room import RETURN_GRACE_S, SETTLE_S, SLOTS_PER_BED
 
 NS = 1_000_000_000
 BED = "ICU-3"
@@ -444,7 +445,7 @@ def test_a_storm_of_device_alarms_is_bounded_and_keeps_the_highest(prompt: Bedsi
     prompt.take(prompt.watch.device_alarm(BED, "mon", device(2, "start", "low", "x", "newer")))
     last = [change for change in prompt.changes if change.condition.startswith("device_alarm:more")]
     assert [(change.priority, change.text) for change in last] == [("high", "VF")]
-    assert len(prompt.watch._beds[BED].device) <= DEVICE_ALARMS_PER_BED + 1
+    assert len(prompt.watch._beds[BED].device.trackers) <= DEVICE_ALARMS_PER_BED + 1
 
 
 def test_streams_of_a_bed_are_bounded(prompt: Bedside) -> None:

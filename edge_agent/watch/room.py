@@ -13,38 +13,91 @@ import math
 from collections.abc import Mapping, Sequence
 
 from edge_agent import terms
-from edge_agent.presets import RANK, Condition, Preset
-from edge_agent.records import Change, DeviceAlarm, Observation, Score
+from edge_agent.presets import Preset
+from edge_agent.records import AlarmEvent, Change, DeviceAlarm, Observation, Score
+from edge_agent.watch import restart
+from edge_agent.watch.devices import DeviceAlarms
 from edge_agent.watch.plausible import PAIR_OF
-from edge_agent.watch.tracker import NS, Changes, Queue, Tracker
+from edge_agent.watch.tracker import NS, Changes, Lapse, Queue, Tracker
 from edge_agent.watch.vital import Covered, Pair, Slot, Vital
 
 RETURN_GRACE_S = 10.0  # time a source that is connected again has for its first observation
 SETTLE_S = 1.0  # time from its first observation in which its other vitals may follow
 SLOTS_PER_BED = 256  # streams of a bed that are told apart; what comes beyond shares one per term
-DEVICE_ALARMS_PER_BED = 1000  # alarms of a device that are told apart; what comes beyond shares one
-_ENDS = frozenset({"end"})
-_IDLE = frozenset({"off", "inactive"})
 _SILENT, _LOST = 0, 1
+_MODEL_FAULT = "model_fault"  # row of a score that is not a number; what follows the colon is the score
 _SETTLE_NS = round(SETTLE_S * NS)
 
 _NOTHING: tuple[Change, ...] = ()
 
 
-class _Bed:
-    __slots__ = ("covered", "device", "name", "pairs", "preset", "reported", "slots", "vitals")
+class Bed:
+    """Everything that is watched on one bed."""
+
+    __slots__ = (
+        "awaited", "covered", "device", "heard", "name", "pairs", "preset", "queue", "reported", "scores", "slots",
+        "vitals",
+    )  # fmt: skip
 
     def __init__(self, queue: Queue, name: str, preset: Preset) -> None:
-        self.name, self.preset = name, preset
+        self.queue, self.name, self.preset = queue, name, preset
         self.covered = Covered()
-        self.vitals: dict[str, Vital] = {
-            vital: Vital(queue, name, vital, preset, self.covered)
-            for vital in dict.fromkeys(row.vital for row in preset.conditions if row.vital)
-        }
+        self.vitals: dict[str, Vital] = {}
+        for row in preset.conditions:
+            if row.vital:
+                self.vital(row.vital)
         self.slots: dict[tuple[str, str, str], Slot] = {}
+        self.scores: dict[tuple[str, str], Slot] = {}  # apart, so that no score takes the place of a stream
         self.pairs: dict[tuple[str, str, str], Pair] = {}
-        self.device: dict[str, Tracker] = {}  # by condition id
-        self.reported: dict[str, Tracker] = {}
+        self.device = DeviceAlarms(queue, name, preset, self.covered)
+        self.reported: dict[str, Tracker] = {}  # by condition id
+        self.awaited: dict[str, Lapse] = {}  # likewise, of those that stood before a restart
+        self.heard: dict[str, int] = {}  # sources, and when their first sign of life came
+
+    def vital(self, name: str) -> Vital:
+        """The vital of that name, with the limits of the preset."""
+        found = self.vitals.get(name)
+        if found is None:
+            found = self.vitals[name] = Vital(self.queue, self.name, name, self.preset, self.covered)
+        return found
+
+    def cover(self, source: str) -> tuple[Tracker, Tracker]:
+        """The conditions `silent` and `lost` of a source."""
+        pair = self.covered.trackers.get(source)
+        if pair is None:
+            pair = self.covered.trackers[source] = (
+                self._source_tracker("source_silent", source),
+                self._source_tracker("source_lost", source),
+            )
+        return pair
+
+    def tracker(self, condition: str) -> Tracker:
+        """The condition of that id that another part of the agent reports."""
+        found = self.reported.get(condition)
+        if found is None:
+            found = Tracker(self.queue, self.name, condition, self.preset.row(condition))
+            self.reported[condition] = found
+        return found
+
+    def told_again(self, condition: str) -> None:
+        """Wait no more for a word on a condition that stood before a restart."""
+        lapse = self.awaited.pop(condition, None)
+        if lapse is not None:
+            lapse.cancel()
+
+    def _source_tracker(self, row_id: str, source: str) -> Tracker:
+        row = self.preset.by_id.get(row_id)
+        tracker = Tracker(self.queue, self.name, f"{row_id}:{source}", row, off_s=RETURN_GRACE_S)
+        tracker.source = source
+
+        def flipped(tracker: Tracker, at_ns: int, changes: Changes) -> None:
+            if tracker.present:
+                self.device.lost(source, at_ns, changes)
+            for vital in self.vitals.values():
+                vital.lost(at_ns, changes)
+
+        tracker.on_flip = flipped
+        return tracker
 
 
 class Watch:
@@ -52,7 +105,7 @@ class Watch:
 
     def __init__(self, beds: Mapping[str, Preset]) -> None:
         self._queue = Queue()
-        self._beds = {name: _Bed(self._queue, name, preset) for name, preset in beds.items()}
+        self._beds = {name: Bed(self._queue, name, preset) for name, preset in beds.items()}
 
     def observe(self, bed: str, source: str, obs: Observation) -> Sequence[Change]:
         """Conditions that a value makes present or absent; a value without one neither raises nor ends anything."""
@@ -69,14 +122,24 @@ class Watch:
         return self._observe(state, source, obs, slot)
 
     def score(self, bed: str, source: str, score: Score) -> Sequence[Change]:
-        """Conditions that a score makes present or absent; one that abstained raises and ends nothing."""
+        """Conditions that a score makes present or absent; one that abstained raises and ends nothing.
+
+        A score that is not a number is a fault of what computes it. A score feeds the advisory limits on its own name
+        only: one that is called like a vital sign feeds nothing.
+        """
         state = self._beds.get(bed)
-        if state is None or score.name not in state.vitals or score.value is None or not math.isfinite(score.value):
+        if state is None or score.value is None:
             return _NOTHING
-        changes: Changes = []
-        slot = state.slots.get((source, score.name, ""))
+        if not math.isfinite(score.value):
+            return self.technical(bed, f"{_MODEL_FAULT}:{score.name}", True, score.at_ns, "not a finite number")
+        changes: Changes = list(self.technical(bed, f"{_MODEL_FAULT}:{score.name}", False, score.at_ns))
+        if score.name not in state.vitals or score.name in terms.VITALS or score.name in terms.BY_NAME:
+            return changes
+        key = (source, score.name)
+        slot = state.scores.get(key)
         if slot is None:
-            slot = self._new_slot(state, (source, score.name, ""), None, score.name)
+            slot = state.scores[key] = Slot(state.vitals[score.name], source, None)
+            slot.vital.slots.append(slot)
         slot.vital.value(slot, Observation(score.name, score.value, "valid", score.at_ns), changes)
         return changes
 
@@ -86,31 +149,10 @@ class Watch:
         if state is None:
             return _NOTHING
         changes: Changes = []
+        state.heard.setdefault(source, alarm.at_ns)
         if source in state.covered.trackers:
             self._speaks(state, source, alarm.at_ns, changes)
-        present = alarm.phase not in _ENDS and alarm.state not in _IDLE and alarm.priority != "none"
-        row = _device_row(state.preset, alarm) if present else None
-        label = alarm.alert_id or "/".join(part for part in (alarm.event, alarm.source) if part) or alarm.text
-        key = f"{source}\x00{label}"
-        tracker = state.device.get(key)
-        if alarm.phase == "tpoint" or (tracker is None and row is None):
-            return changes
-        if not present or row is None:
-            if tracker is not None:
-                self._end_device_alarm(state, key, tracker, alarm.at_ns, changes)
-            return changes
-        if tracker is None:
-            if len(state.device) >= DEVICE_ALARMS_PER_BED:
-                key, label = "", "more"
-            tracker = state.device.get(key) or self._new_device_alarm(state, key, row, label)
-        if key == "" and tracker.priority is not None and RANK[tracker.priority] > RANK[alarm.priority]:
-            return changes
-        was, same = tracker.present, (tracker.priority, tracker.text) == (alarm.priority, alarm.text)
-        tracker.source, tracker.detail = source, alarm.event
-        tracker.priority, tracker.text = alarm.priority, alarm.text
-        tracker.drive(True, alarm.at_ns, changes)
-        if was and tracker.present and not same:
-            changes.append(tracker.announce(alarm.at_ns))
+        state.device.take(source, alarm, changes)
         return changes
 
     def source_state(
@@ -124,15 +166,14 @@ class Watch:
                 continue
             pair = bed.covered.trackers.get(source)
             if state == "connected":
+                bed.heard.setdefault(source, at_ns)
                 if pair is not None:
                     for tracker in pair:
                         tracker.drive(False, at_ns, changes)
                 continue
-            if pair is None:
-                pair = bed.covered.trackers[source] = (
-                    self._source_tracker(bed, "source_silent", source),
-                    self._source_tracker(bed, "source_lost", source),
-                )
+            pair = pair or bed.cover(source)
+            for tracker in pair if bed.awaited else ():
+                bed.told_again(tracker.condition)
             mine, other = (pair[_LOST], pair[_SILENT]) if state == "lost" else (pair[_SILENT], pair[_LOST])
             for slot in bed.slots.values():
                 if slot.source == source:
@@ -151,12 +192,10 @@ class Watch:
         if state is None:
             return (Change(bed, condition, present, at_ns, None, "", detail),)
         changes: Changes = []
-        tracker = state.reported.get(condition)
-        if tracker is None:
-            if not present:
-                return _NOTHING
-            tracker = Tracker(self._queue, bed, condition, state.preset.row(condition))
-            state.reported[condition] = tracker
+        state.told_again(condition)
+        if not present and condition not in state.reported:
+            return _NOTHING
+        tracker = state.tracker(condition)
         tracker.detail = detail
         tracker.drive(present, at_ns, changes)
         return changes
@@ -182,14 +221,53 @@ class Watch:
         changes: Changes = []
         for vital in state.vitals.values():
             vital.reset(at_ns, changes, "new patient")
-        for tracker in state.device.values():
-            tracker.withdraw(at_ns, changes, "new patient")
-        state.device.clear()
+        state.device.clear(at_ns, changes, "new patient")
         state.slots.clear()
+        state.scores.clear()
         state.pairs.clear()
         return changes
 
-    def _observe(self, bed: _Bed, source: str, obs: Observation, slot: Slot | None) -> Sequence[Change]:
+    def set_preset(self, bed: str, preset: Preset, at_ns: int) -> Sequence[Change]:
+        """Conditions that a changed preset makes present or absent; what is present under both goes on unchanged.
+
+        The newest values are judged by the new limits at once, with the new delays; a delay that runs counts from its
+        begin. Conditions whose rows are gone end.
+        """
+        state = self._beds.get(bed)
+        if state is None:
+            return _NOTHING
+        changes: Changes = []
+        self._queue.run(at_ns, changes)  # until now the old limits were in force
+        state.preset = preset
+        for row in preset.conditions:
+            if row.vital:
+                state.vital(row.vital)
+        for vital in state.vitals.values():
+            vital.drop(preset, at_ns, changes)
+        for vital in state.vitals.values():
+            vital.follow(preset, at_ns, changes)
+        state.device.follow(preset, at_ns, changes)
+        for pair in state.covered.trackers.values():
+            for tracker in pair:
+                tracker.follow(preset.row(tracker.condition))
+        for tracker in state.reported.values():
+            tracker.follow(preset.row(tracker.condition))
+            tracker.settle(at_ns, changes)
+        return changes
+
+    def restore(self, bed: str, event: AlarmEvent, at_ns: int) -> None:
+        """Take a condition for present that was so before a restart, until data or its reporter says otherwise.
+
+        `event` is the last of an alarm that is On or Ack; call it before anything else is watched. What nobody reports
+        again ends after a minute, saying so.
+        """
+        state = self._beds.get(bed)
+        if state is None:  # it has left the configuration, and its alarms must be able to end
+            state = self._beds[bed] = Bed(self._queue, bed, Preset("", "", ()))
+        if event.state in ("On", "Ack"):
+            restart.restore(state, event, at_ns)
+
+    def _observe(self, bed: Bed, source: str, obs: Observation, slot: Slot | None) -> Sequence[Change]:
         changes: Changes = []
         if source in bed.covered.trackers:
             self._speaks(bed, source, obs.at_ns, changes)
@@ -204,82 +282,31 @@ class Watch:
             term = terms.BY_NAME.get(obs.term)
             if term is None:
                 return changes
-            slot = self._new_slot(bed, (source, obs.term, obs.channel), term, term.vital)
+            slot = self._new_slot(bed, (source, obs.term, obs.channel), term, obs.at_ns)
         if slot.pair is not None:
             slot.pair.take(slot, obs, changes)
         else:
             slot.vital.value(slot, obs, changes)
         return changes
 
-    def _new_slot(self, bed: _Bed, key: tuple[str, str, str], term: terms.Term | None, name: str) -> Slot:
+    def _new_slot(self, bed: Bed, key: tuple[str, str, str], term: terms.Term, at_ns: int) -> Slot:
+        bed.heard.setdefault(key[0], at_ns)
         if len(bed.slots) >= SLOTS_PER_BED:
             key = ("", key[1], "")
             shared = bed.slots.get(key)
             if shared is not None:
                 return shared
-        vital = bed.vitals.get(name)
-        if vital is None:
-            vital = bed.vitals[name] = Vital(self._queue, bed.name, name, bed.preset, bed.covered)
+        vital = bed.vital(term.vital)
         slot = bed.slots[key] = Slot(vital, key[0], term)
         vital.slots.append(slot)
-        if term is not None and term.name in PAIR_OF:
+        if term.name in PAIR_OF:
             group = (key[0], PAIR_OF[term.name][0], key[2])
             slot.pair = bed.pairs.get(group)
             if slot.pair is None:
                 slot.pair = bed.pairs[group] = Pair(self._queue)
         return slot
 
-    def _speaks(self, bed: _Bed, source: str, at_ns: int, changes: Changes) -> None:
+    def _speaks(self, bed: Bed, source: str, at_ns: int, changes: Changes) -> None:
         """End the technical conditions of a source that has just been heard, once its vitals had time to follow."""
         for tracker in bed.covered.trackers[source]:
             tracker.drive_within(False, at_ns, _SETTLE_NS, changes)
-
-    def _source_tracker(self, bed: _Bed, row_id: str, source: str) -> Tracker:
-        row = bed.preset.by_id.get(row_id)
-        tracker = Tracker(self._queue, bed.name, f"{row_id}:{source}", row, off_s=RETURN_GRACE_S)
-        tracker.source = source
-
-        def flipped(tracker: Tracker, at_ns: int, changes: Changes) -> None:
-            if tracker.present:
-                for key, device in list(bed.device.items()):
-                    if device.source == source:
-                        self._end_device_alarm(bed, key, device, at_ns, changes)
-            for vital in bed.vitals.values():
-                vital.lost(at_ns, changes)
-
-        tracker.on_flip = flipped
-        return tracker
-
-    def _new_device_alarm(self, bed: _Bed, key: str, row: Condition, label: str) -> Tracker:
-        condition = f"{row.id}:{label}"
-        taken = any(other.condition == condition for other in bed.device.values()) if label else True
-        if taken:  # two devices of one bed may count their alarms alike
-            condition = f"{condition}@{key.partition(chr(0))[0]}"
-        tracker = bed.device[key] = Tracker(self._queue, bed.name, condition, row)
-        return tracker
-
-    def _end_device_alarm(self, bed: _Bed, key: str, tracker: Tracker, at_ns: int, changes: Changes) -> None:
-        detail = "no data" if bed.covered.speaks_for(tracker.source) else "ended by the device"
-        tracker.withdraw(at_ns, changes, detail)
-        del bed.device[key]
-        overflow = bed.device.get("")
-        if overflow is not None and len(bed.device) == 1:
-            overflow.withdraw(at_ns, changes, "ended by the device")
-            del bed.device[""]
-
-
-def _device_row(preset: Preset, alarm: DeviceAlarm) -> Condition | None:
-    """The row that takes over a device's alarm: of its kind, and with the highest grade that it reaches."""
-    kind = "technical" if alarm.type == "ST" else "physiological"
-    best: Condition | None = None
-    for row in preset.conditions:
-        if (
-            row.verb != "device_alarm"
-            or row.kind != kind
-            or row.grade is None
-            or RANK[alarm.priority] < RANK[row.grade]
-        ):
-            continue
-        if best is None or RANK[row.grade] > RANK[best.grade or "none"]:
-            best = row
-    return best

@@ -77,7 +77,7 @@ class Lapse:
         """Whether a queue entry for that deadline still means something."""
         return self.at_ns is not None
 
-    def due(self, deadline: int, at_ns: int, changes: Changes) -> None:
+    def due(self, _deadline: int, at_ns: int, changes: Changes) -> None:
         """Take a deadline back from the queue."""
         until = self.at_ns
         if until is not None and until <= at_ns:
@@ -122,13 +122,12 @@ class Tracker:
         self.off_ns = round(off_s * NS)
         self.severity_ns = row.severity * NS if row else 0.0
 
-    def retime(self, row: Condition | None, at_ns: int, changes: Changes) -> None:
-        """Take over the figures of a changed row; a delay that runs is as long as the new one says, from its begin."""
-        before = self.delay_ns, self.off_ns
-        self.follow(row)
-        if self.deadline is None or before == (self.delay_ns, self.off_ns):
-            return
-        self._wait_until(self.since_ns + (self.delay_ns if self.out else self.off_ns), at_ns, changes)
+    def settle(self, at_ns: int, changes: Changes) -> None:
+        """Let a delay that runs be as long as the row says by now, counted from its begin."""
+        if self.deadline is not None and self.out:
+            self.weigh(self.deficit, at_ns, changes)
+        elif self.deadline is not None:
+            self._wait_until(self.since_ns + self.off_ns, at_ns, changes)
 
     def drive(self, out: bool, at_ns: int, changes: Changes) -> None:
         """Say whether the condition holds at `at_ns`; a delay that has run out by then takes effect first."""
@@ -163,7 +162,7 @@ class Tracker:
         self.area += self.deficit * (at_ns - self.weighed_ns)
         self.deficit, self.weighed_ns = deficit, at_ns
         until = self.since_ns + self.delay_ns
-        if deficit > 0.0:
+        if deficit > 0.0 and self.severity_ns:
             until = min(until, at_ns + max(0, math.ceil((self.severity_ns - self.area) / deficit)))
         self._wait_until(until, at_ns, changes)
 
