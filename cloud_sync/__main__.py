@@ -14,12 +14,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent import NOTICE, config
+
+if TYPE_CHECKING:
+    from cloud_sync.forwarder import Way
+    from cloud_sync.sinks import Sink
 
 EXIT_BUSY = 75  # sysexits.h EX_TEMPFAIL
 _STALE_S = 10.0  # a state file is written every second; older than this, its writer hangs
@@ -65,15 +69,13 @@ def _on_signal(stop: threading.Event) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from cloud_sync.forwarder import Busy, Forwarder, one_line
-    from cloud_sync.sinks import Fatal, Sink
-    from cloud_sync.sinks.kafka import KafkaSink, properties
+    from cloud_sync.sinks import Fatal
     from edge_agent.buffer import KeyProblem, Reader, load_kek
 
     loaded = config.load(options.config)
-    given = properties(loaded)
-    kafka, gateway = loaded.config.cloud.kafka, loaded.config.gateway
-    assert kafka is not None, "properties() has refused a configuration without it"
-    prefix = kafka.topic_prefix
+    gateway, cloud = loaded.config.gateway, loaded.config.cloud
+    open_sink = _kafka(loaded) if cloud.kafka is not None or cloud.alert_manager is None else None
+    alert_manager = None if cloud.alert_manager is None else _alert_manager(loaded, cloud.alert_manager)
     print(NOTICE, file=sys.stderr, flush=True)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s"
@@ -86,12 +88,8 @@ def _run(options: argparse.Namespace) -> int:
         except KeyProblem as error:
             raise Fatal(one_line(error)) from error
 
-    def open_sink(stream: str) -> Sink:
-        linger_ms = 5 if stream == "alerts" else 50
-        return KafkaSink(given, prefix, f"{gateway.id}-{stream}", linger_ms)
-
     try:
-        forwarder = Forwarder(data_dir, gateway.id, open_reader, open_sink, loaded.config.control.socket)
+        forwarder = Forwarder(data_dir, gateway.id, open_reader, open_sink, loaded.config.control.socket, alert_manager)
     except Busy as error:
         print(f"cloud-sync: {error}", file=sys.stderr)
         return EXIT_BUSY
@@ -101,6 +99,39 @@ def _run(options: argparse.Namespace) -> int:
     _on_signal(forwarder.stop)
     forwarder.run()
     return 0
+
+
+def _kafka(loaded: config.Loaded) -> Callable[[str], Sink]:
+    from cloud_sync.sinks.kafka import KafkaSink, properties
+
+    given = properties(loaded)
+    kafka, gateway = loaded.config.cloud.kafka, loaded.config.gateway.id
+    assert kafka is not None, "properties() has refused a configuration without it"
+    prefix = kafka.topic_prefix
+
+    def open_sink(stream: str) -> Sink:
+        linger_ms = 5 if stream == "alerts" else 50
+        return KafkaSink(given, prefix, f"{gateway}-{stream}", linger_ms)
+
+    return open_sink
+
+
+def _alert_manager(loaded: config.Loaded, settings: config.AlertManager) -> Way:
+    from cloud_sync.forwarder import Way
+    from cloud_sync.pcd04 import CONTROL_HEADER, AlertEncoder
+    from cloud_sync.sinks.mllp import MllpSink
+    from edge_agent.buffer import ALERT_MANAGER
+
+    host, _, port = settings.link.removeprefix("mllp://").rpartition(":")
+    if not 1 <= int(port) <= 65535:
+        raise loaded.error(("cloud", "alert_manager", "link"), f"{port} is no port", "a port is 1 to 65535")
+    locations = {bed.id: bed.location for bed in loaded.config.bed if bed.location}
+    encoder = AlertEncoder(loaded.config.gateway.id, settings, locations)
+
+    def open_sink() -> Sink:
+        return MllpSink(host.strip("[]"), int(port), settings.reply_s, CONTROL_HEADER)
+
+    return Way(ALERT_MANAGER, "alerts", encoder, open_sink, encoder.begin_at)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -146,14 +177,34 @@ def _lines(status: dict[str, Any]) -> str:
             if item["detail"]
         ),
         f"backlog        {backlog}{oldest}",
-        f"forwarded      {status['forwarded']['alerts']} alerts, {status['forwarded']['data']} data records"
-        f" in {status['uptime_s']:.0f} s",
-        f"refused        {sum(status['dropped'].values())}"
-        + (f", last {status['last_drop']}" if status["last_drop"] else ""),
+        *_kafka_lines(status),
+        *_alert_manager_lines(status.get("alert_manager")),
         f"last delivery  {status['last_delivery_utc'] or 'never'}",
-        f"guarantee      {status['guarantee']}; the dedup header tells copies apart",
+        f"guarantee      {status['guarantee']}; the dedup header, or MSH-10, tells copies apart",
     ]
     return "\n".join(lines)
+
+
+def _kafka_lines(status: dict[str, Any]) -> list[str]:
+    forwarded = status["forwarded"]
+    if not forwarded:
+        return []
+    last = f", last {status['last_drop']}" if status["last_drop"] else ""
+    return [
+        f"forwarded      {forwarded['alerts']} alerts, {forwarded['data']} data records in {status['uptime_s']:.0f} s",
+        f"refused        {sum(status['dropped'].values())}{last}",
+    ]
+
+
+def _alert_manager_lines(told: dict[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    last = f", last {told['last_refused']}" if told["last_refused"] else ""
+    waiting = "unknown" if told["backlog_records"] is None else f"{told['backlog_records']} records"
+    return [
+        f"alert manager  {told['state']}, sent {told['sent']} alarm messages, refused {told['refused']}{last},"
+        f" waiting {waiting}"
+    ]
 
 
 def _embedded(options: argparse.Namespace) -> int:

@@ -1,11 +1,12 @@
-"""The forwarder: sealed blocks out of the buffer, into a sink, alerts always ahead.
+"""The forwarder: sealed blocks out of the buffer, into sinks, alerts always ahead.
 
-Theory of operation. Each of the buffer's two streams has a thread, a reader and a sink of its own, so a data backlog
-of a week cannot hold an alert. A thread reads blocks behind the last one it sent, hands them to the sink as one batch
-each, and moves the durable mark over the batches that the receiver has settled, in order, never past an open one.
-What is under way is bounded by messages and bytes; beyond that it stops reading, so memory does not follow the
-backlog. After trouble it forgets what is open, waits, and reads again from the mark: a record may arrive twice,
-never not at all. The `dedup` header tells copies apart.
+Theory of operation. Each way from a stream of the buffer to a receiver has a thread, a reader, a sink and a mark of
+its own, so a data backlog of a week cannot hold an alert, and two receivers do not wait for each other. A thread reads
+blocks behind the last one it sent, hands them to the sink as one batch each, and moves the durable mark over the
+batches that the receiver has settled, in order, never past an open one. What is under way is bounded by messages and
+bytes; beyond that it stops reading, so memory does not follow the backlog. After trouble it forgets what is open,
+waits, and reads again from the mark: a record may arrive twice, never not at all. The `dedup` header, or the control
+identifier of an HL7 message, tells copies apart.
 
                  begin, settle                      keep: Retry or Fatal
     reading ───────────────────▶ under way ────────────────────────────────▶ resting ──after a while──▶ reading
@@ -24,19 +25,21 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from cloud_sync.encode import Encoder
 from cloud_sync.sinks import CONNECTING, Fatal, Message, Retry, Settled, Sink, State
 from edge_agent import __version__
-from edge_agent.buffer import KeyProblem, Marks, Position, Reader
+from edge_agent.buffer import ALERT_MANAGER, Block, KeyProblem, Marks, Position, Reader
 
 LOG = logging.getLogger("cloud_sync")
 
 STREAMS = ("alerts", "data")
+_Backlog = tuple[int | None, float | None]  # records, age of the oldest in seconds; None: unknown, none
 STATUS_FILE = "status.json"
 REPORT_S = 10.0  # between two gateway status messages
 _GOODBYE_S = 3.0  # for the receipts of what is under way when the process is asked to end
@@ -51,14 +54,34 @@ class Pace(NamedTuple):
     messages: int  # under way at most, unless a single block holds more
     size: int  # bytes under way, likewise
     mark_s: float  # between two durable marks: each costs the card a write
+    rest_s: float = 30.0  # at most between two tries while the receiver is away
 
 
 PACES = {
     "alerts": Pace(poll_s=0.1, blocks=64, sealed=64 << 10, messages=1_000, size=1 << 20, mark_s=0.2),
     "data": Pace(poll_s=0.25, blocks=64, sealed=128 << 10, messages=10_000, size=4 << 20, mark_s=1.0),
+    # Few messages, each acknowledged by itself; a manager that is back should hear of alarms at once.
+    ALERT_MANAGER: Pace(poll_s=0.1, blocks=16, sealed=64 << 10, messages=100, size=256 << 10, mark_s=0.2, rest_s=5.0),
 }
-_REST_RETRY = (0.5, 30.0)  # first and longest wait, seconds; it doubles until something is delivered
+_REST_RETRY_S = 0.5  # the first wait; it doubles until something is delivered
 _REST_FATAL = (5.0, 60.0)
+
+
+class BlockEncoder(Protocol):
+    """What makes messages of a block for one kind of receiver."""
+
+    def block(self, block: Block) -> list[Message]:
+        """The messages of a block, in order; none when it holds nothing for this receiver."""
+
+
+class Way(NamedTuple):
+    """From a stream of the buffer to a receiver; its name is also that of its mark and its pace."""
+
+    name: str  # alerts, data, alert_manager
+    source: str  # the buffer's stream: alerts, data
+    encoder: BlockEncoder
+    open_sink: Callable[[], Sink]
+    begin_at: Callable[[Reader], Position | None] | None = None  # where to begin when there never was a mark
 
 
 @dataclass(slots=True)
@@ -88,13 +111,11 @@ class _Flight:
 
 @dataclass(slots=True)
 class Stream:
-    """One stream's thread; `run` returns after `stop` is set."""
+    """One way's thread; `run` returns after `stop` is set."""
 
-    name: str
+    way: Way
     open_reader: Callable[[], Reader]
-    open_sink: Callable[[], Sink]
     marks: Marks
-    encoder: Encoder
     stop: threading.Event
     pace: Pace
     report: Callable[[], Message | None] = lambda: None  # a message of the forwarder's own that is due
@@ -112,6 +133,11 @@ class Stream:
     _rest_s: float = 0.0
     _rested_at: int = -1  # messages forwarded when it last rested
 
+    @property
+    def name(self) -> str:
+        """The way's."""
+        return self.way.name
+
     def run(self) -> None:
         """Forward until told to stop."""
         while not self.stop.is_set():
@@ -123,13 +149,19 @@ class Stream:
 
     def _forward(self) -> None:
         if self._sink is None:
-            self._sink = self.open_sink()
+            self._sink = self.way.open_sink()
         if self._reader is None:
             self._reader = self.open_reader()
             try:
+                known = self.marks.known(self.name)
                 self._sent = self._marked = self.progress.settled = self.marks.get(self.name)
             except OSError as error:
+                self._reader.close()
+                self._reader = None  # the mark is read again before anything else
                 raise Retry(f"mark cannot be read: {error}") from error
+            if not known and self.way.begin_at is not None:
+                self._sent = self.progress.settled = self.way.begin_at(self._reader)
+                self._mark(now=True)
         sink, next_read = self._sink, 0.0
         while not self.stop.is_set():
             more = False
@@ -150,14 +182,14 @@ class Stream:
         """Hands the next blocks to the sink; whether there may be more."""
         assert self._reader is not None
         try:
-            blocks = self._reader.read(self.name, self._sent, self.pace.blocks, self.pace.sealed)
+            blocks = self._reader.read(self.way.source, self._sent, self.pace.blocks, self.pace.sealed)
         except KeyProblem as error:
             raise Fatal(f"buffer: {one_line(error)}") from error
         self._note_fault(self._reader.fault)
         for block in blocks:
             if block.damaged:
                 LOG.error("stream=%s event=damaged block=%d reason=%r", self.name, block.number, block.damaged)
-            messages = self.encoder.block(block)
+            messages = self.way.encoder.block(block)
             position = block.position
             if not block.instance and self._sent is not None:  # damaged beyond that: its number still tells the place
                 position = Position(self._sent.instance, block.number)
@@ -214,7 +246,7 @@ class Stream:
 
     def _rest(self, trouble: Retry | Fatal) -> None:
         """Forgets what is open and waits, longer each time until something was delivered."""
-        first, longest = _REST_FATAL if isinstance(trouble, Fatal) else _REST_RETRY
+        first, longest = _REST_FATAL if isinstance(trouble, Fatal) else (_REST_RETRY_S, self.pace.rest_s)
         went_on = self.progress.forwarded != self._rested_at
         self._rest_s = first if went_on else min(longest, max(first, 2 * self._rest_s))
         self._rested_at = self.progress.forwarded
@@ -266,17 +298,21 @@ class Busy(Exception):
 
 
 class Forwarder:
-    """Both streams, the status file and the gateway's report; one at a time for each data folder."""
+    """Every way, the status file and the gateway's report; one at a time for each data folder."""
 
     def __init__(
         self,
         data_dir: Path,
         gateway: str,
         open_reader: Callable[[], Reader],
-        open_sink: Callable[[str], Sink],
+        open_sink: Callable[[str], Sink] | None,
         agent_socket: Path,
+        alert_manager: Way | None = None,
     ) -> None:
-        """Raises: Busy when another process forwards this folder; OSError when the folder cannot be written."""
+        """`open_sink` opens Kafka for a stream; None, like `alert_manager`, when it is not configured.
+
+        Raises: Busy when another process forwards this folder; OSError when the folder cannot be written.
+        """
         self._folder = data_dir / "cloud-sync"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _claim(self._folder / "lock")
@@ -291,18 +327,19 @@ class Forwarder:
         self._failure: BaseException | None = None
         self.stop = threading.Event()
         marks = Marks(data_dir, on_fault=lambda kind, detail: LOG.error("event=%r detail=%r", kind, detail))
+        ways = [] if alert_manager is None else [alert_manager]
+        if open_sink is not None:
+            ways += [Way(name, name, Encoder(gateway), partial(open_sink, name)) for name in STREAMS]
         self.streams = [
             Stream(
-                name,
+                way,
                 open_reader,
-                lambda name=name: open_sink(name),  # type: ignore[misc]
                 marks,
-                Encoder(gateway),
                 self.stop,
-                PACES[name],
-                self._take_report if name == "data" else lambda: None,  # never in the way of an alert
+                PACES[way.name],
+                self._take_report if way.name == "data" else lambda: None,  # never in the way of an alert
             )
-            for name in STREAMS
+            for way in ways
         ]
 
     def run(self) -> None:
@@ -331,25 +368,47 @@ class Forwarder:
     def status(self) -> dict[str, Any]:
         """The state that the status file holds."""
         progress = {stream.name: stream.progress for stream in self.streams}
-        worst = max(progress.values(), key=lambda item: ("connected", "waiting", "fatal").index(item.state))
-        backlog, oldest_s, trouble = self._backlog()
+        worst = max(progress, key=lambda name: ("connected", "waiting", "fatal").index(progress[name].state))
+        detail = progress[worst].detail
+        if detail and worst == ALERT_MANAGER:
+            detail = f"alert manager {detail}"
+        backlog, trouble = self._backlog()
+        records, oldest_s = self._undelivered(backlog)
         last = max(item.last_delivery_ns for item in progress.values())
-        return {
-            "state": worst.state,
-            "detail": worst.detail or next((p.buffer_fault for p in progress.values() if p.buffer_fault), trouble),
+        kafka = {name: item for name, item in progress.items() if name in STREAMS}
+        out: dict[str, Any] = {
+            "state": progress[worst].state,
+            "detail": detail or next((p.buffer_fault for p in progress.values() if p.buffer_fault), trouble),
             "streams": {name: {"state": item.state, "detail": item.detail} for name, item in progress.items()},
-            "forwarded": {name: item.forwarded for name, item in progress.items()},
-            "dropped": {name: item.dropped for name, item in progress.items()},
-            "last_drop": next((item.last_drop for item in progress.values() if item.last_drop), ""),
-            "backlog_records": backlog,
+            "forwarded": {name: item.forwarded for name, item in kafka.items()},
+            "dropped": {name: item.dropped for name, item in kafka.items()},
+            "last_drop": next((item.last_drop for item in kafka.values() if item.last_drop), ""),
+            "backlog_records": records,
             "backlog_oldest_s": oldest_s,
-            "last_delivery_utc": self._encoder.utc(last) if last else None,
+            "last_delivery_utc": self._utc(last),
             "guarantee": "at least once",
             "gateway": self._gateway,
             "pid": os.getpid(),
             "utc": self._encoder.utc(time.time_ns()),
             "uptime_s": round(time.monotonic() - self._started, 1),
         }
+        if ALERT_MANAGER in progress:
+            item = progress[ALERT_MANAGER]
+            records, oldest_s = backlog.get(ALERT_MANAGER, (None, None))
+            out[ALERT_MANAGER] = {
+                "state": item.state,
+                "detail": item.detail,
+                "sent": item.forwarded,
+                "refused": item.dropped,
+                "last_refused": item.last_drop,
+                "last_delivery_utc": self._utc(item.last_delivery_ns),
+                "backlog_records": records,
+                "backlog_oldest_s": oldest_s,
+            }
+        return out
+
+    def _utc(self, utc_ns: int) -> str | None:
+        return self._encoder.utc(utc_ns) if utc_ns else None
 
     def _guard(self, stream: Stream) -> None:
         try:
@@ -358,23 +417,33 @@ class Forwarder:
             self._failure = error
             self.stop.set()
 
-    def _backlog(self) -> tuple[int | None, float | None, str]:
-        """Records not settled, age of the oldest in seconds, and why they cannot be counted."""
-        settled = {stream.name: stream.progress.settled for stream in self.streams}
-        oldest_ns = None
+    def _backlog(self) -> tuple[dict[str, _Backlog], str]:
+        """For each way the records not settled and the oldest one's age in seconds; and why they cannot be counted."""
+        out: dict[str, _Backlog] = {}
+        fault = ""
         try:
             if self._reader is None:
                 self._reader = self._open_reader()
-            stats = self._reader.stats(settled)
-            for name, found in stats.items():
-                first = self._reader.read(name, settled[name], 1) if found["records"] else ()
-                for block in first:
-                    oldest_ns = min(oldest_ns or block.committed_ns, block.committed_ns)
+            for stream in self.streams:
+                source, settled = stream.way.source, stream.progress.settled
+                found = self._reader.stats({source: settled})[source]
+                first = self._reader.read(source, settled, 1) if found["records"] else ()
+                ages = [max(0.0, round((time.time_ns() - block.committed_ns) / 1e9, 1)) for block in first]
+                out[stream.name] = (None if "fault" in found else found["records"], max(ages, default=None))
+                fault = fault or found.get("fault", "")
         except (Retry, Fatal, KeyProblem) as error:
-            return None, None, one_line(error)
-        fault = next((found["fault"] for found in stats.values() if "fault" in found), "")
-        age_s = None if oldest_ns is None else max(0.0, round((time.time_ns() - oldest_ns) / 1e9, 1))
-        return None if fault else sum(found["records"] for found in stats.values()), age_s, fault
+            return {}, one_line(error)
+        return out, fault
+
+    def _undelivered(self, backlog: dict[str, _Backlog]) -> _Backlog:
+        """What no receiver, or not every receiver, has yet: of each file the longest backlog counts."""
+        records = dict.fromkeys((stream.way.source for stream in self.streams), 0)
+        for stream in self.streams:
+            count = backlog.get(stream.name, (None, None))[0]
+            if count is None:
+                return None, None
+            records[stream.way.source] = max(records[stream.way.source], count)
+        return sum(records.values()), max((age for _, age in backlog.values() if age is not None), default=None)
 
     def _compose(self, status: dict[str, Any]) -> Message:
         self._reports += 1
@@ -385,7 +454,7 @@ class Forwarder:
             **{key: status[key] for key in ("backlog_records", "backlog_oldest_s", "forwarded", "dropped")},
             "version": __version__,
             "uptime_s": status["uptime_s"],
-            "clock_quality": self.streams[-1].progress.clock_quality,
+            "clock_quality": self.streams[-1].progress.clock_quality,  # of the data, when Kafka gets them
         }
         return self._encoder.gateway_status(self._run_id, self._reports, time.time_ns(), time.monotonic_ns(), facts)
 

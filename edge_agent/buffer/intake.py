@@ -15,13 +15,14 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edge_agent import config
 from edge_agent.buffer.clock import QUALITY_NAMES, SYNCHRONIZED, Clock
+from edge_agent.buffer.marks import KAFKA_ONLY
 from edge_agent.buffer.pending import BATCH_BYTES, GapKey
 from edge_agent.buffer.store import GapRow
 from edge_agent.buffer.writer import Host, Writer
@@ -51,9 +52,11 @@ class Buffer:
         on_fault: Callable[[str, str], None],
         on_shed: Callable[[list[int]], None] | None = None,
         clock: Clock | None = None,
+        receivers: Mapping[str, tuple[str, ...]] = KAFKA_ONLY,
     ) -> None:
         """Starts the writers, which open or recover their files; records are taken at once, whatever the disk does.
 
+        `receivers`: for each stream the marks without which no block of it goes (marks.receivers).
         `on_committed(ticket)` and `on_shed(tickets)` are called from writer threads, `on_fault(kind, detail)` from any;
         an empty detail says that the fault is over.
         """
@@ -82,6 +85,7 @@ class Buffer:
             fault=self._fault,
             gaps=self._store_gaps,
             stored_gaps=self._stored_gaps,
+            receivers=receivers,
         )
         self._data = Writer("data", data)
         self._alerts = Writer("alerts", replace(data, limit_bytes=lambda: self._quota_bytes))

@@ -1,5 +1,7 @@
-"""What has been delivered, per stream: one small file each, written by cloud-sync only, read by the agent to prune.
+"""What has been delivered, per receiver: one small file each, written by cloud-sync only, read by the agent to prune.
 
+The marks `alerts` and `data` are those of Kafka for the stream of the same name; `alert_manager` is that of the
+hospital's alert manager for the alerts. A block may go when every receiver that is configured has it (`receivers`).
 A mark names the newest block that the receiver has confirmed. It is written beside and renamed, with file and folder
 synced, so a power cut leaves the old or the new one; a mark that is behind only means that blocks are sent again under
 the same identities.
@@ -16,9 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from edge_agent import config
 from edge_agent.buffer import files
 
 _VERSION = 1
+ALERT_MANAGER = "alert_manager"
+KAFKA_ONLY: dict[str, tuple[str, ...]] = {stream: (stream,) for stream in files.STREAMS}
 
 
 class Position(NamedTuple):
@@ -37,6 +42,20 @@ class Position(NamedTuple):
 
 class BadMark(Exception):
     """A mark file whose content is not what was written."""
+
+
+def receivers(cloud: config.Cloud) -> dict[str, tuple[str, ...]]:
+    """For each stream the marks that must have passed a block before it may go.
+
+    A receiver that is not configured holds nothing back. A stream that has none at all keeps its blocks until size or
+    age makes them go.
+    """
+    out: dict[str, tuple[str, ...]] = dict.fromkeys(files.STREAMS, ())
+    if cloud.kafka is not None:
+        out.update(KAFKA_ONLY)
+    if cloud.alert_manager is not None:
+        out["alerts"] += (ALERT_MANAGER,)
+    return out
 
 
 def mark_path(data_dir: Path, stream: str) -> Path:
@@ -70,6 +89,11 @@ class Marks:
     def __init__(self, data_dir: Path, *, on_fault: Callable[[str, str], None] | None = None) -> None:
         self._data_dir = data_dir
         self._on_fault = on_fault
+
+    def known(self, stream: str) -> bool:
+        """Whether the stream ever had a mark, one that was damaged and put aside included."""
+        path = mark_path(self._data_dir, stream)
+        return path.exists() or any(path.parent.glob(f"{path.name}.bad-*"))
 
     def get(self, stream: str) -> Position | None:
         """What has been delivered of the stream; None when nothing is known.

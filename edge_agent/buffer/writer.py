@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Host:
     fault: Callable[[str, str, str], None]  # kind, stream, what and what to do; empty when it is over
     gaps: Callable[[str, list[GapRow]], None]  # losses that want to become Gap records
     stored_gaps: Callable[[Sequence[GapKey]], None]  # Gap records of these losses are durable
+    receivers: Mapping[str, tuple[str, ...]]  # for each stream the marks without which no block of it goes
 
 
 class Writer(threading.Thread):
@@ -278,15 +279,18 @@ class Writer(threading.Thread):
             event.set()
 
     def _delivered(self, opened: Store) -> int:
-        """Number up to which blocks are delivered, 0 when none that is still here."""
+        """Number up to which blocks are delivered to every receiver, 0 when none that is still here."""
+        return min((self._delivered_to(name, opened) for name in self._host.receivers[self.stream]), default=0)
+
+    def _delivered_to(self, name: str, opened: Store) -> int:
         try:
-            mark = marks.read_mark(marks.mark_path(self._host.data_dir, self.stream))
+            mark = marks.read_mark(marks.mark_path(self._host.data_dir, name))
         except marks.BadMark:  # cloud-sync, its writer, reports it and starts a new one
             return 0
         except OSError as error:  # without a mark nothing is pruned; that alone must not stop the writing
-            self._host.fault("buffer disk", f"{self.stream} mark", f"{error}; delivered blocks cannot be pruned")
+            self._host.fault("buffer disk", f"{name} mark", f"{error}; delivered blocks cannot be pruned")
             return 0
-        self._host.fault("buffer disk", f"{self.stream} mark", "")
+        self._host.fault("buffer disk", f"{name} mark", "")
         if mark is None:
             return 0
         last = opened.last_number_of(mark.instance_bytes())
