@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edge_agent import NOTICE, __version__, terms
 from edge_agent.control import Operation, Refused
 from edge_agent.pipeline import GATEWAY
-from edge_agent.records import DeviceStatus
+from edge_agent.records import DeviceStatus, Inactivation
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
@@ -27,7 +28,10 @@ class Operations:
             "status": lambda _request, _operator: {"status": self.status()},
             "metrics": lambda _request, _operator: {"text": self.metrics()},
             "acknowledge": self.acknowledge,
-            "pause_audio": self.pause_audio,
+            "pause_audio": partial(self._inactivate, "audio_paused"),
+            "pause_alarm": partial(self._inactivate, "alarm_paused"),
+            "audio_off": partial(self._inactivate, "audio_off"),
+            "alarm_off": partial(self._inactivate, "alarm_off"),
             "resume": self.resume,
             "reset": self.reset,
             "admit": self.admit,
@@ -55,23 +59,24 @@ class Operations:
             raise Refused(f"no active alarm has the id {alert!r}; `edge-agent status` lists them")
         return {"acknowledged": count}
 
-    def pause_audio(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
-        """Stop sound, not light, for a limited time."""
+    def _inactivate(
+        self, state: Inactivation, request: Mapping[str, Any], operator: str
+    ) -> Mapping[str, Any]:  # fmt: skip
+        """Hold back sound, or sound and light, of one bed or of all: for the seconds granted, or until it is ended."""
         seconds = request.get("seconds")
         if seconds is not None and (not isinstance(seconds, int) or isinstance(seconds, bool)):
             raise Refused("seconds is a whole number")
         now = time.monotonic_ns()
+        beds = self._beds(request)
         try:
-            granted = [
-                self._agent.pipeline.alarms.pause_audio(bed, seconds, operator, now) for bed in self._beds(request)
-            ]
+            granted = [self._agent.pipeline.alarms.inactivate(bed, state, seconds, operator, now) for bed in beds]
         except ValueError as error:
             raise Refused(str(error)) from error
         self._agent.pipeline.flush(now)
-        return {"seconds": max(granted, default=0)}
+        return {"seconds": granted[0]} if granted[0] else {"beds": [bed for bed in beds if bed != GATEWAY]}
 
     def resume(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
-        """End a pause."""
+        """End whatever inactivation state a bed is in."""
         return self._each("resume", request, operator)
 
     def reset(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:

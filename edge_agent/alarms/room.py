@@ -1,75 +1,36 @@
 """The alarms of all beds: what is shown, what sounds, what the operator did about it.
 
-Theory of operation: a Change from the watch, or an operator's action, moves one alarm through the table of states.
-Each bed keeps its alarms by priority in order of onset, once those that show and once those that sound, so that the
-owner of light and sound is found without looking at the others. Audio pause masks sound for a time; it never edits
-presence. A HIGH with an onset after the pause began breaks through it, alone. Whenever the outcome for a bed differs
-from the last one, a Signal goes to the annunciators.
+Theory of operation: a Change from the watch, or an operator's action, moves one alarm through the table of states
+(`table`). An operator can also put a whole bed into an inactivation state (`inactivation`), which masks output and
+never edits presence; a HIGH that comes after it began breaks through, alone. Whenever what follows for a bed (`bed`)
+differs from the last time, a Signal goes to the annunciators; the record of what happened comes after it.
+
+While a bed is in an inactivation state or has an acknowledged alarm, one timer runs for it. Each whole period since
+that began gives one reminder, however many reasons come and go meanwhile; a tick that comes late gives one, not many.
+
+After a restart `restore` puts back what the records say was active, under the same ids: On sounds again, Latch
+latches, Ack only shows. Time is passed in throughout; nothing here reads a clock or waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from msgspec import structs
 
 from edge_agent import config
-from edge_agent.alarms.table import LATCHING, RESTARTS, SHOWS, SOUNDS, TABLE, Event, State
-from edge_agent.presets import PRIORITIES, RANK, Condition, Preset
-from edge_agent.records import AlarmEvent, Change, Priority, Signal
-
-NS = 1_000_000_000
-LONGEST_PAUSE_S = 180  # of AUDIO PAUSED, whatever is asked; product standards cap it at 120 to 180 s
+from edge_agent.alarms.bed import Alarm, Bed
+from edge_agent.alarms.inactivation import BEGINS, ENDS, NS, RULES, allowed, end_after_restart, grant
+from edge_agent.alarms.table import LATCHING, NEW, RESTARTS, SHOWS, TABLE, Event, State
+from edge_agent.presets import RANK, Condition, Preset
+from edge_agent.records import AlarmEvent, Change, Inactivation, Signal
 
 _UNKNOWN = Condition(
     id="technical_fault", kind="technical", priority="medium", present="reported", verb="reported",
     text="Technical fault", source="stands in for a condition that the preset of the bed has no row for",
 )  # fmt: skip
-
-
-class _Alarm:
-    __slots__ = (
-        "alert_id", "condition", "detail", "onset", "priority", "row", "since_ns", "source", "state", "table", "text",
-        "value",
-    )  # fmt: skip
-
-    def __init__(self, condition: str, row: Condition) -> None:
-        self.condition, self.row = condition, row
-        self.table = LATCHING if row.latching else TABLE
-        self.alert_id = ""
-        self.state: State = "Off"
-        self.priority: Priority = row.priority
-        self.text = row.text
-        self.value: float | None = None
-        self.source = self.detail = ""
-        self.since_ns = 0
-        self.onset = 0
-
-
-class _Bed:
-    __slots__ = (
-        "alarms",
-        "breaking",
-        "by_alert",
-        "name",
-        "pause_end_ns",
-        "pause_onset",
-        "preset",
-        "shows",
-        "signal",
-        "sounds",
-    )
-
-    def __init__(self, name: str, preset: Preset) -> None:
-        self.name, self.preset = name, preset
-        self.alarms: dict[str, _Alarm] = {}  # by condition; those that are not Off
-        self.by_alert: dict[str, _Alarm] = {}
-        self.shows: dict[str, dict[str, _Alarm]] = {priority: {} for priority in PRIORITIES}
-        self.sounds: dict[str, dict[str, _Alarm]] = {priority: {} for priority in PRIORITIES}
-        self.breaking: dict[str, _Alarm] = {}  # HIGH with an onset after the pause began
-        self.pause_end_ns: int | None = None
-        self.signal = Signal(name, "none", False, False)
 
 
 class Alarms:
@@ -84,11 +45,14 @@ class Alarms:
         on_event: Callable[[str, AlarmEvent], None],
         on_signal: Callable[[Signal], None],
     ) -> None:
-        self._beds = {name: _Bed(name, preset) for name, preset in presets.items()}
+        self._beds = {name: Bed(name, preset) for name, preset in presets.items()}
         self._settings, self._new_id, self._on_event, self._on_signal = settings, new_id, on_event, on_signal
         self._onsets = 0
-        self._paused: set[str] = set()
+        self._reminders = 0
+        self._timed: dict[str, Bed] = {}  # beds whose pause ends or whose reminder comes, in a fixed order
         self._untold: list[tuple[str, AlarmEvent]] = []
+
+    # -- conditions ---------------------------------------------------------------------------------------------
 
     def apply(self, change: Change) -> None:
         """Take over that a condition became present or absent, or that its priority or text changed."""
@@ -98,26 +62,28 @@ class Alarms:
             if alarm is not None:
                 alarm.detail = change.detail
                 self._step(bed, alarm, "absent", change.at_ns)
-                self._show(bed)
+                self._settle(bed, change.at_ns)
             return
         if alarm is None:
-            alarm = _Alarm(change.condition, bed.preset.row(change.condition) or _UNKNOWN)
-            alarm.alert_id, alarm.since_ns = self._new_id(), change.at_ns
+            alarm = Alarm(
+                self._new_id(), change.condition, bed.preset.row(change.condition) or _UNKNOWN, change.at_ns
+            )  # fmt: skip
             if alarm.row is _UNKNOWN:
                 alarm.text = f"{_UNKNOWN.text}: {change.condition}"
         was = alarm.priority
         alarm.priority = change.priority if change.priority not in (None, "none") else alarm.row.priority
         alarm.text = change.text or alarm.text
         alarm.value, alarm.source, alarm.detail = change.value, change.source, change.detail
-        risen = alarm.state != "Off" and RANK[alarm.priority] > RANK[was]
-        if alarm.state != "Off" and alarm.priority != was:
-            bed.shows[was].pop(alarm.condition, None)
-            bed.sounds[was].pop(alarm.condition, None)
-        moved = self._step(bed, alarm, "escalate" if risen else "present", change.at_ns)
-        if not moved and alarm.priority != was:
-            self._place(bed, alarm)
+        changed = alarm.state != "Off" and alarm.priority != was
+        if changed:
+            bed.move(alarm, was)
+        risen = changed and RANK[alarm.priority] > RANK[was]
+        if not self._step(bed, alarm, "escalate" if risen else "present", change.at_ns) and changed:
+            bed.place(alarm)
             self._record(bed, alarm, "deescalate", change.at_ns)
-        self._show(bed)
+        self._settle(bed, change.at_ns)
+
+    # -- what operators do ----------------------------------------------------------------------------------------
 
     def acknowledge(self, bed: str, alert_id: str | None, operator: str, at_ns: int) -> int:
         """Acknowledge one alarm, or all of the bed that are active now; how many were."""
@@ -127,146 +93,206 @@ class Alarms:
         else:
             chosen = [state.by_alert[alert_id]] if alert_id in state.by_alert else []
         done = sum(self._step(state, alarm, "acknowledge", at_ns, operator) for alarm in chosen)
-        self._show(state, by_operator=True)
+        self._settle(state, at_ns, by_operator=True)
         return done
-
-    def pause_audio(self, bed: str, seconds: int | None, operator: str, at_ns: int) -> int:
-        """Begin AUDIO PAUSED on a bed, or begin it anew; the seconds granted.
-
-        Raises: ValueError when `seconds` is not within 1 and the maximum.
-        """
-        state = self._bed(bed)
-        granted = self._settings.audio_pause_s if seconds is None else seconds
-        if not 1 <= granted <= LONGEST_PAUSE_S:
-            raise ValueError(f"an audio pause lasts 1 to {LONGEST_PAUSE_S} s, not {granted}")
-        state.pause_end_ns = at_ns + granted * NS
-        state.breaking.clear()
-        self._paused.add(bed)
-        self._record(state, None, "audio_pause", at_ns, operator, f"{granted} s")
-        self._show(state, by_operator=True)
-        return granted
-
-    def resume(self, bed: str, operator: str, at_ns: int) -> bool:
-        """End AUDIO PAUSED on a bed; whether it was paused."""
-        return self._resume(self._bed(bed), operator, at_ns, "by the operator")
 
     def reset(self, bed: str, operator: str, at_ns: int) -> int:
         """End the latched alarms of a bed; how many there were."""
         state = self._bed(bed)
         done = sum(self._step(state, alarm, "reset", at_ns, operator) for alarm in list(state.alarms.values()))
-        self._show(state, by_operator=True)
+        self._settle(state, at_ns, by_operator=True)
         return done
 
-    def new_patient(self, bed: str, at_ns: int) -> None:
-        """End latched alarms and the pause of a bed; what is still present (faults of devices) stays."""
+    def inactivate(self, bed: str, state: Inactivation, seconds: int | None, operator: str, at_ns: int) -> int:
+        """Put a bed into an inactivation state in place of the one it is in; the seconds granted, 0 for the OFF states.
+
+        Raises: ValueError when the state is not allowed, or `seconds` is not within 1 and the maximum.
+        """
+        granted = grant(state, seconds, self._settings)
+        target = self._bed(bed)
+        replaced = RULES[target.inactivation].ends
+        target.inactivate(state, at_ns, at_ns + granted * NS if granted else None)
+        if replaced:  # every state that begins also ends, so that a log can be read one state at a time
+            self._record_bed(target, replaced, at_ns, operator, f"replaced by {state}")
+        value, detail = (float(granted), f"{granted} s") if granted else (None, "until it is ended")
+        self._record_bed(target, RULES[state].begins, at_ns, operator, detail, value)
+        self._settle(target, at_ns, by_operator=True)
+        return granted
+
+    def resume(self, bed: str, operator: str, at_ns: int) -> bool:
+        """End the inactivation state of a bed; whether it was in one."""
         state = self._bed(bed)
+        ended = self._end(state, operator, at_ns, "by the operator")
+        self._settle(state, at_ns)
+        return ended
+
+    def new_patient(self, bed: str, at_ns: int) -> None:
+        """End latched alarms and inactivation state of a bed; what is still present (faults of devices) stays."""
+        state = self._bed(bed)
+        self._end(state, "", at_ns, "new patient")
         for alarm in list(state.alarms.values()):
             self._step(state, alarm, "new_patient", at_ns)
-        self._resume(state, "", at_ns, "new patient")
-        self._show(state, by_operator=True)
+        self._settle(state, at_ns, by_operator=True)
+
+    def set_preset(self, bed: str, preset: Preset, at_ns: int) -> None:
+        """Put a bed under another preset: present alarms take its rows, those it has no row for keep theirs."""
+        state = self._bed(bed)
+        state.preset = preset
+        for alarm in state.alarms.values():
+            alarm.row = preset.row(alarm.condition) or alarm.row
+        self._settle(state, at_ns)
+
+    def note(self, bed: str, row: Condition | None, event: str, operator: str, detail: str, at_ns: int) -> None:
+        """Record that an operator changed a limit (`row` is now in force, event `limit`) or the preset (`preset`)."""
+        state = self._bed(bed)
+        if row is None:
+            self._record_bed(state, event, at_ns, operator, detail)
+        else:
+            alarm = state.alarms.get(row.id)
+            record = AlarmEvent(
+                "", row.id, row.kind, row.priority, event, "Off" if alarm is None else alarm.state, at_ns, row.text,
+                row.vital, None, row.present, operator, "", detail, state.inactivation,
+            )  # fmt: skip
+            self._untold.append((bed, record))
+        self._settle(state, at_ns)
+
+    # -- time -----------------------------------------------------------------------------------------------------
 
     def tick(self, at_ns: int) -> None:
-        """End the pauses whose time is over."""
-        for name in [name for name in self._paused if (self._beds[name].pause_end_ns or 0) <= at_ns]:
-            self._resume(self._beds[name], "", at_ns, "time is over")
+        """End the states whose time is over and give the reminders that are due."""
+        for bed in list(self._timed.values()):
+            deadline = bed.deadline()
+            if deadline is None or deadline > at_ns:
+                continue
+            if bed.end_ns is not None and bed.end_ns <= at_ns:
+                self._end(bed, "", at_ns, "time is over")
+            if bed.remind_ns is not None and bed.remind_ns <= at_ns and bed.reasons():
+                period = self._settings.reminder_s * NS
+                bed.remind_ns += ((at_ns - bed.remind_ns) // period + 1) * period
+                self._reminders += 1
+                bed.reminder = self._reminders
+                self._record_bed(bed, "reminder", at_ns, "", bed.reasons())
+            self._settle(bed, at_ns)
 
     def next_deadline(self) -> int | None:
         """The time of the next `tick` that matters, in ns of CLOCK_MONOTONIC; None when none does."""
-        return min((self._beds[name].pause_end_ns or 0 for name in self._paused), default=None)
+        deadlines = [deadline for bed in self._timed.values() if (deadline := bed.deadline()) is not None]
+        return min(deadlines, default=None)
+
+    # -- after a restart ------------------------------------------------------------------------------------------
+
+    def restore(
+        self,
+        alarms: Iterable[tuple[str, AlarmEvent, int]],
+        inactivations: Iterable[tuple[str, AlarmEvent]],
+        at_ns: int,
+    ) -> None:
+        """Put back what was active before a restart, before anything else is applied.
+
+        `alarms` holds bed, last record and `since_ns` of each alarm that was not Off, `inactivations` bed and last
+        record of a begin or end of an inactivation state; their times are of the present clock. What broke through
+        the state of its bed still does; coming back is by itself no new onset.
+        """
+        for name, event in sorted(inactivations, key=lambda each: each[1].at_ns):
+            if name in self._beds and (event.event in BEGINS or event.event in ENDS):
+                state = BEGINS.get(event.event, "")
+                end_ns = end_after_restart(event, at_ns) if state else None
+                self._beds[name].inactivate(state, event.at_ns, end_ns)
+        for bed in self._beds.values():
+            if bed.inactivation:
+                self._restore_inactivation(bed, at_ns)
+        for name, event, since_ns in sorted(alarms, key=lambda each: each[2]):
+            if name in self._beds and event.state in SHOWS and event.condition not in self._beds[name].alarms:
+                self._restore_alarm(self._beds[name], event, since_ns, at_ns)
+        for bed in self._beds.values():
+            self._settle(bed, at_ns)
+
+    def _restore_inactivation(self, bed: Bed, at_ns: int) -> None:
+        if not allowed(bed.inactivation, self._settings):
+            self._end(bed, "", at_ns, "not allowed any more")
+        elif bed.end_ns is None:
+            self._record_bed(bed, "restore", at_ns, "", bed.inactivation)
+        elif bed.end_ns > at_ns:
+            self._record_bed(bed, "restore", at_ns, "", bed.inactivation, (bed.end_ns - at_ns) / NS)
+        else:
+            self._end(bed, "", at_ns, "time is over")
+
+    def _restore_alarm(self, bed: Bed, event: AlarmEvent, since_ns: int, at_ns: int) -> None:
+        row = bed.preset.row(event.condition) or replace(
+            _UNKNOWN, id=event.condition, kind=event.kind, vital=event.vital, present=event.limit
+        )
+        alarm = Alarm(event.alert_id, event.condition, row, since_ns)
+        alarm.state = cast(State, event.state)
+        alarm.priority = event.priority
+        alarm.text, alarm.value, alarm.source, alarm.detail = event.text, event.value, event.source, event.detail
+        self._onsets += 1
+        alarm.onset = self._onsets
+        after = since_ns >= bed.began_ns or (event.event == "escalate" and event.at_ns >= bed.began_ns)
+        if after and alarm.priority == "high" and RULES[bed.inactivation].breakable:
+            bed.breaking.put(alarm)
+        bed.place(alarm)
+        self._record(bed, alarm, "restore", at_ns)
+
+    # -- what screens and later annunciators ask --------------------------------------------------------------------
 
     def view(self, bed: str, at_ns: int) -> dict[str, Any]:
         """What an operator's view shows of a bed: output, inactivation state and active alarms, most urgent first."""
-        state = self._bed(bed)
-        signal, pause_end = state.signal, state.pause_end_ns
-        remaining = None if pause_end is None else max(0, -((at_ns - pause_end) // NS))
-        return {
-            "priority": signal.priority,
-            "visual": signal.visual,
-            "audio": signal.audio,
-            "inactivation": None if remaining is None else {"state": "audio_paused", "remaining_s": remaining},
-            "alarms": [_shape(alarm, at_ns) for alarm in self._sorted(state)],
-        }
+        return self._bed(bed).view(at_ns)
 
     def active(self) -> Sequence[tuple[str, AlarmEvent]]:
         """Bed and state of every alarm that is not Off, as records with the event `state`."""
         return [
-            (bed.name, _event(alarm, "state", alarm.since_ns))
+            (bed.name, alarm.record("state", alarm.since_ns, bed.inactivation))
             for bed in self._beds.values()
-            for alarm in self._sorted(bed)
+            for alarm in bed.ordered()
         ]
 
     def signal(self, bed: str) -> Signal:
         """The signal of a bed as it was last sent, for an annunciator that begins later."""
         return self._bed(bed).signal
 
-    def _bed(self, name: str) -> _Bed:
+    # -- the one way in which anything changes ------------------------------------------------------------------------
+
+    def _bed(self, name: str) -> Bed:
         bed = self._beds.get(name)
         if bed is None:  # a technical alarm must not be lost because the gateway has no preset of its own
-            bed = self._beds[name] = _Bed(name, Preset("", "", ()))
+            bed = self._beds[name] = Bed(name, Preset("", "", ()))
         return bed
 
-    def _sorted(self, bed: _Bed) -> list[_Alarm]:
-        return [alarm for priority in PRIORITIES for alarm in reversed(bed.shows[priority].values())]
-
-    def _step(self, bed: _Bed, alarm: _Alarm, event: Event, at_ns: int, operator: str = "") -> bool:
+    def _step(self, bed: Bed, alarm: Alarm, event: Event, at_ns: int, operator: str = "") -> bool:
         """Move one alarm through the table; whether anything happened."""
-        state, record = alarm.table[alarm.state, event]
+        state, record = (LATCHING if alarm.row.latching else TABLE)[alarm.state, event]
         if not record:
             return False
         alarm.state = state
         if record in RESTARTS:
             self._onsets += 1
             alarm.onset = self._onsets
-            for index in (bed.shows[alarm.priority], bed.sounds[alarm.priority]):
-                index.pop(alarm.condition, None)  # the newest stands last
-            if alarm.priority == "high" and bed.pause_end_ns is not None:
-                bed.breaking.pop(alarm.condition, None)
-                bed.breaking[alarm.condition] = alarm
-        self._place(bed, alarm)
+            bed.renew(alarm, new=record in NEW)
+        bed.place(alarm)
         self._record(bed, alarm, record, at_ns, operator)
         return True
 
-    def _place(self, bed: _Bed, alarm: _Alarm) -> None:
-        """Keep the indexes of a bed in step with an alarm's state and priority."""
-        key, state = alarm.condition, alarm.state
-        if state in SHOWS:
-            bed.alarms[key] = bed.by_alert[alarm.alert_id] = bed.shows[alarm.priority][key] = alarm
-        else:
-            bed.alarms.pop(key, None)
-            bed.by_alert.pop(alarm.alert_id, None)
-            bed.shows[alarm.priority].pop(key, None)
-        if state in SOUNDS:
-            bed.sounds[alarm.priority][key] = alarm
-        else:
-            bed.sounds[alarm.priority].pop(key, None)
-        if key in bed.breaking and (state not in SOUNDS or alarm.priority != "high"):
-            del bed.breaking[key]
-
-    def _resume(self, bed: _Bed, operator: str, at_ns: int, detail: str) -> bool:
-        if bed.pause_end_ns is None:
+    def _end(self, bed: Bed, operator: str, at_ns: int, detail: str) -> bool:
+        """End the inactivation state of a bed; whether it was in one."""
+        ends = RULES[bed.inactivation].ends
+        if not ends:
             return False
-        bed.pause_end_ns = None
-        bed.breaking.clear()
-        self._paused.discard(bed.name)
-        self._record(bed, None, "audio_resume", at_ns, operator, detail)
-        self._show(bed)
+        bed.inactivate("", at_ns, None)
+        self._record_bed(bed, ends, at_ns, operator, detail)
         return True
 
-    def _show(self, bed: _Bed, *, by_operator: bool = False) -> None:
-        """Send the signal of a bed when it is another one than before."""
-        owner = _newest_of_highest(bed.shows)
-        if owner is None:
-            signal = Signal(bed.name, "none", False, False)
+    def _settle(self, bed: Bed, at_ns: int, *, by_operator: bool = False) -> None:
+        """Start or stop the bed's timer, send its signal when it is another one than before, then the records."""
+        if not (bed.acknowledged or bed.inactivation):
+            bed.remind_ns = None
+        elif bed.remind_ns is None:
+            bed.remind_ns = at_ns + self._settings.reminder_s * NS
+        if bed.remind_ns is not None:  # a timed state is always one of its reasons
+            self._timed[bed.name] = bed
         else:
-            if bed.pause_end_ns is None:
-                sound = _newest_of_highest(bed.sounds)
-            else:
-                sound = next(reversed(bed.breaking.values()), None)
-            signal = Signal(
-                bed.name, owner.priority, True, sound is not None, owner.condition, owner.text,
-                "none" if sound is None else sound.priority, "" if sound is None else sound.condition,
-                owner.onset, 0 if sound is None else sound.onset,
-            )  # fmt: skip
+            self._timed.pop(bed.name, None)
+        signal = bed.output()
         if signal != bed.signal:
             bed.signal = signal
             self._on_signal(structs.replace(signal, stopped=True) if by_operator else signal)
@@ -275,43 +301,14 @@ class Alarms:
             for name, event in untold:
                 self._on_event(name, event)
 
-    def _record(
-        self, bed: _Bed, alarm: _Alarm | None, event: str, at_ns: int, operator: str = "", detail: str = ""
+    def _record(self, bed: Bed, alarm: Alarm, event: str, at_ns: int, operator: str = "") -> None:
+        self._untold.append((bed.name, alarm.record(event, at_ns, bed.inactivation, operator)))
+
+    def _record_bed(
+        self, bed: Bed, event: str, at_ns: int, operator: str, detail: str, value: float | None = None
     ) -> None:
-        if alarm is None:  # an event of the whole bed
-            record = AlarmEvent("", "", "technical", "none", event, "Off", at_ns, operator=operator, detail=detail)
-        else:
-            record = _event(alarm, event, at_ns, operator)
+        record = AlarmEvent(
+            "", "", "technical", "none", event, "Off", at_ns,
+            value=value, operator=operator, detail=detail, inactivation=bed.inactivation,
+        )  # fmt: skip
         self._untold.append((bed.name, record))
-
-
-def _newest_of_highest(index: dict[str, dict[str, _Alarm]]) -> _Alarm | None:
-    for priority in PRIORITIES:
-        alarms = index[priority]
-        if alarms:
-            return next(reversed(alarms.values()))
-    return None
-
-
-def _event(alarm: _Alarm, event: str, at_ns: int, operator: str = "") -> AlarmEvent:
-    row = alarm.row
-    return AlarmEvent(
-        alarm.alert_id, alarm.condition, row.kind, alarm.priority, event, alarm.state, at_ns, alarm.text, row.vital,
-        alarm.value, row.present if row.vital else "", operator, alarm.source, alarm.detail,
-    )  # fmt: skip
-
-
-def _shape(alarm: _Alarm, at_ns: int) -> dict[str, Any]:
-    return {
-        "alert_id": alarm.alert_id,
-        "condition": alarm.condition,
-        "kind": alarm.row.kind,
-        "priority": alarm.priority,
-        "state": alarm.state,
-        "text": alarm.text,
-        "value": alarm.value,
-        "limit": alarm.row.present if alarm.row.vital else "",
-        "source": alarm.source,
-        "detail": alarm.detail,
-        "since_s": round((at_ns - alarm.since_ns) / NS, 1),
-    }

@@ -4,7 +4,8 @@ Theory of operation: an alarm is Off, On, Latch or Ack (the presence of IEEE 110
 show; Ack shows only; Off does neither. `present` and `absent` come from the watch, the other events from operators.
 A row gives the next state and the name under which the transition is recorded; an empty name means that nothing
 happened worth a record. Latching matters in one row only: a latching alarm whose condition ends unacknowledged.
-`escalate` is a condition that becomes more urgent: it sounds again whatever was acknowledged before.
+`escalate` is a condition that becomes more urgent: it sounds again whatever was acknowledged before. Pausing and
+switching off are no events of this table: they belong to the bed (`inactivation`) and mask output only.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ TABLE: dict[tuple[State, Event], Step] = {
 
     ("Latch", "present"):     Step("On", "return"),
     ("Latch", "absent"):      Step("Latch", ""),
-    ("Latch", "escalate"):    Step("On", "return"),
+    ("Latch", "escalate"):    Step("On", "escalate"),
     ("Latch", "acknowledge"): Step("Off", "end"),
     ("Latch", "reset"):       Step("Off", "reset"),
     ("Latch", "new_patient"): Step("Off", "end"),
@@ -60,4 +61,5 @@ LATCHING: dict[tuple[State, Event], Step] = {
 
 SOUNDS: frozenset[State] = frozenset({"On", "Latch"})
 SHOWS: frozenset[State] = frozenset({"On", "Latch", "Ack"})
-RESTARTS: frozenset[str] = frozenset({"start", "return", "escalate"})  # a new onset: it may break through a pause
+RESTARTS: frozenset[str] = frozenset({"start", "return", "escalate"})  # a new onset: the newest of its priority
+NEW: frozenset[str] = frozenset({"start", "escalate"})  # these may break through; a return is the same alarm again
