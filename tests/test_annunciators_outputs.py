@@ -19,10 +19,10 @@ from edge_agent import config, gpio_chips
 from edge_agent.annunciators import Annunciator, open_annunciators
 from edge_agent.annunciators import annunciator as threads
 from edge_agent.annunciators.console import Console, pattern
+from edge_agent.annunciators.edges import Edge
 from edge_agent.annunciators.gpio import Gpio
-from edge_agent.annunciators.output import FaultError
+from edge_agent.annunciators.output import FaultError, Output
 from edge_agent.annunciators.patterns import OUTPUTS
-from edge_agent.annunciators.player import Edge
 from edge_agent.annunciators.record import Record
 from edge_agent.records import Signal
 
@@ -53,7 +53,7 @@ class Faults:
             return list(self.told)
 
 
-class Probe:
+class Probe(Output):
     """An output in memory that can fail, block and be waited for."""
 
     name = "probe"

@@ -7,8 +7,9 @@ import random
 
 import pytest
 
+from edge_agent.annunciators.edges import Edge
 from edge_agent.annunciators.patterns import BURSTS, FLASHES, SHORTEST_GAP
-from edge_agent.annunciators.player import Edge, Player
+from edge_agent.annunciators.player import Player
 from edge_agent.presets import RANK
 from edge_agent.records import Priority, Signal
 
@@ -284,6 +285,7 @@ def test_off_puts_out_what_is_on() -> None:
     stage = Stage()
     stage.show(alarm("high"))
     assert {(e.output, e.on) for e in stage.player.off()} == {("red", False), ("buzzer", False)}
+    stage.player.show(clear())
     assert stage.player.step(5_000 * MS) == ([], None)
 
 

@@ -8,6 +8,10 @@ the thread. An output that blocks, blocks this thread alone.
 
 The first edges do not go through the thread because a thread that has to wake and to be given the interpreter is
 later by as much as an alarm takes from the network to here: measured 0.08 to 0.15 ms.
+
+Between edges the output does what it has to: reads a loop back, writes what is left of a sound, toggles a heartbeat. It
+says when it wants to be tended, and the thread comes then too. The heartbeat goes on only while the alarm loop calls
+`beat`, and only from this thread, so that either of them stopping stops it.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
+from edge_agent.annunciators.edges import Edge
 from edge_agent.annunciators.output import FaultError, Output
-from edge_agent.annunciators.player import Edge, Player
+from edge_agent.annunciators.player import Player
 from edge_agent.records import Signal
 
 RETRY_S = 5.0  # between attempts to open an output that failed
@@ -32,18 +38,24 @@ NS = 1_000_000_000
 class Annunciator:
     """Plays the signals of one bed, or of all, on one output.
 
-    `on_fault(name, detail)` is called from the player's thread when the output fails, and with an empty detail when
-    it works again.
+    `on_fault(name, detail)` is called when the output fails, or finds something wrong and goes on, and with an empty
+    detail when all is well again; from the player's thread, or from `drive`. A sound that nobody answers gets louder
+    after `escalate_s`.
     """
 
-    def __init__(self, output: Output, *, bed: str = "", on_fault: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, output: Output, *, bed: str = "", on_fault: Callable[[str, str], None], escalate_s: float = 0
+    ) -> None:
         self.name = output.name
         self._output, self._bed, self._on_fault = output, bed, on_fault
-        self._player = Player(output.outputs)
+        self._player = Player(output.outputs, escalate_s=escalate_s)
         self._queue: deque[Signal] = deque(maxlen=QUEUE)
         self._latest: dict[str, Signal] = {}
         self._overflow = False
-        self._fault = ""
+        self._fault = self._doubt = self._told = ""
+        self._test_asked = False
+        self._test_doubts: list[str] = []
+        self.test_result: dict[str, Any] = {"state": "never", "detail": "", "at_ns": 0}
         self._open = False
         self._retry_ns = 0
         self._closing = False
@@ -57,7 +69,7 @@ class Annunciator:
     @property
     def fault(self) -> str:
         """What is wrong with the output and what to do; empty while it works."""
-        return self._fault
+        return self._fault or self._doubt
 
     def stuck_ns(self, at_ns: int) -> int:
         """How long the output has been working on one thing, in ns: more than a second means that it hangs."""
@@ -83,6 +95,17 @@ class Annunciator:
         self._queue.append(signal)
         os.eventfd_write(self._wake, 1)
 
+    def beat(self, at_ns: int) -> None:
+        """Note that the alarm loop is alive; called in the alarm loop, at least once a second."""
+        self._output.beat(at_ns)
+
+    def self_test(self, at_ns: int) -> None:
+        """Ask for a test of lamps and sound; `test_result` says how it ends: passed, failed, or cut by an alarm."""
+        if self.test_result["state"] != "running" and not self._closing:
+            self._test_asked = True  # first, so that the thread cannot take an older test's end for this one's
+            self.test_result = {"state": "running", "detail": "", "at_ns": at_ns}
+            os.eventfd_write(self._wake, 1)
+
     def _at_once(self, signal: Signal) -> None:
         now_ns = time.monotonic_ns()
         player = self._player
@@ -93,7 +116,7 @@ class Annunciator:
         edges = []
         sound_ns = player.sound(now_ns, edges)
         self._emit(edges)
-        next_ns = min((at for at in (light_ns, sound_ns) if at is not None), default=None)
+        next_ns = _first(light_ns, sound_ns, self._output.due_ns)
         planned_ns = self._planned_ns
         if not self._open or (next_ns is not None and (planned_ns is None or next_ns < planned_ns)):
             os.eventfd_write(self._wake, 1)
@@ -125,10 +148,8 @@ class Annunciator:
         next_ns = self._turn()
         while not self._closing:
             self._busy_ns = None
-            if self._queue:  # came while the thread was still at work
-                poll.poll(0)
-            else:
-                poll.poll(None if next_ns is None else max(0.0, (next_ns - time.monotonic_ns()) / 1_000_000))
+            if not self._queue:  # else a signal came while the thread was still at work
+                self._wait(poll, next_ns)
             self._busy_ns = time.monotonic_ns()
             try:
                 os.eventfd_read(self._wake)
@@ -141,6 +162,18 @@ class Annunciator:
             self._output.close()
             self._open = False
 
+    def _wait(self, poll: select.poll, next_ns: int | None) -> None:
+        """Until a signal comes or it is `next_ns`: poll counts whole milliseconds, so what is left of one is slept."""
+        if next_ns is None:
+            poll.poll()
+            return
+        whole_ms = (next_ns - time.monotonic_ns()) // 1_000_000
+        if whole_ms > 0 and poll.poll(whole_ms):
+            return
+        rest_ns = next_ns - time.monotonic_ns()
+        if rest_ns > 0:
+            time.sleep(rest_ns / NS)
+
     def _turn(self) -> int | None:
         with self._lock:
             self._planned_ns = self._serve()
@@ -151,9 +184,8 @@ class Annunciator:
         now_ns = time.monotonic_ns()
         if not self._open:
             self._queue.clear()
-            if now_ns < self._retry_ns:
-                return self._retry_ns
-            if not self._reopen():
+            if now_ns < self._retry_ns or not self._reopen():
+                self._judge_test()
                 return self._retry_ns
         while self._queue:  # one by one, so that a raise that is over already has been seen
             self._player.show(self._queue.popleft())
@@ -163,9 +195,48 @@ class Annunciator:
             self._overflow = False
             for signal in list(self._latest.values()):
                 self._player.show(signal)
+        if self._test_asked:
+            self._test_asked = False
+            self._test_doubts = [self._doubt] if self._doubt else []
+            self._emit(self._player.begin_test(now_ns))
         edges, next_ns = self._player.step(time.monotonic_ns())
         self._emit(edges)
-        return next_ns if self._open else self._retry_ns
+        self._tend()
+        self._judge_test()
+        return _first(next_ns, self._output.due_ns) if self._open else self._retry_ns
+
+    def _tend(self) -> None:
+        """Let the output do what is due between edges, and take over what it has found."""
+        due_ns, now_ns = self._output.due_ns, time.monotonic_ns()
+        if not self._open or due_ns is None or now_ns < due_ns:
+            return
+        try:
+            self._output.tend(now_ns)
+        except Exception as error:  # whatever an output does, its annunciator lives on and says so
+            self._give_up(error)
+            return
+        self._doubt = self._output.doubt
+        if self._doubt and self._doubt not in self._test_doubts:
+            self._test_doubts.append(self._doubt)
+        self._tell()
+
+    def _judge_test(self) -> None:
+        """Say how a self-test has ended."""
+        result, progress = self.test_result, self._player.test
+        if result["state"] != "running" or (self._test_asked and self._open):
+            return
+        self._test_asked = False
+        if self._fault or not self._open:
+            state, detail = "failed", self._fault
+        elif progress == "running":
+            return
+        elif progress == "cut":
+            state, detail = "cut", "an alarm is active"
+        elif self._test_doubts:
+            state, detail = "failed", "; ".join(self._test_doubts)
+        else:
+            state, detail = "passed", self._output.proof
+        self.test_result = {**result, "state": state, "detail": detail}
 
     def _reopen(self) -> bool:
         """Open the output and begin with what is active now."""
@@ -175,12 +246,11 @@ class Annunciator:
             self._failed(error)
             return False
         self._open = True
-        self._player = Player(self._output.outputs)
+        self._player.off()  # what was on when it failed is off now
         for signal in list(self._latest.values()):
             self._player.show(signal)
-        if self._fault:
-            self._fault = ""
-            self._on_fault(self.name, "")
+        self._fault, self._doubt = "", self._output.doubt
+        self._tell()
         return True
 
     def _emit(self, edges: list[Edge]) -> None:
@@ -189,13 +259,24 @@ class Annunciator:
         try:
             self._output.switch(edges)
         except Exception as error:  # whatever an output does, its annunciator lives on and says so
-            self._output.close()
-            self._open = False
-            self._failed(error)
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._output.close()
+        self._open = False
+        self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         self._retry_ns = time.monotonic_ns() + round(RETRY_S * NS)
-        detail = str(error) if isinstance(error, FaultError) else f"{self.name}: {type(error).__name__}: {error}"
-        if detail != self._fault:
-            self._fault = detail
-            self._on_fault(self.name, detail)
+        self._fault = str(error) if isinstance(error, FaultError) else f"{self.name}: {type(error).__name__}: {error}"
+        self._doubt = ""
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.fault != self._told:
+            self._told = self.fault
+            self._on_fault(self.name, self._told)
+
+
+def _first(*times: int | None) -> int | None:
+    return min((at for at in times if at is not None), default=None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edge_agent.records import Priority
+from edge_agent.records import Inactivation, Priority
 
 
 class Burst(NamedTuple):
@@ -52,6 +52,19 @@ FLASHES: dict[Priority, Flash] = {
 }
 LOW_WITHOUT_CYAN = "yellow"  # steady yellow is the other accepted light of a LOW
 SHORTEST_GAP = 2500  # between a burst that was let go and the first of a less urgent alarm
+REMINDER = 125  # length of the one pulse that reminds of something paused, off or acknowledged: unlike every burst
+REMINDER_PAUSE = 500  # from the end of a burst to a reminder: more than lies between the pulses of any burst's group
+HINT_PERIOD = 3000  # the cyan light shows once in this time that signals of a bed are paused or off
+HINTS: dict[Inactivation, tuple[tuple[int, int], ...]] = {
+    # start and end of what differs from the cyan light as it would otherwise be: once for paused, twice for off
+    "audio_paused": ((0, 150),),
+    "alarm_paused": ((0, 150),),
+    "audio_off": ((0, 150), (300, 450)),
+    "alarm_off": ((0, 150), (300, 450)),
+}
+STRENGTH: dict[Inactivation, int] = {"": 0, "audio_paused": 1, "alarm_paused": 2, "audio_off": 3, "alarm_off": 4}
+LOUDER = 2  # levels by which a sound that nobody answers may rise
 LIGHTS = ("red", "yellow", "cyan")
 BUZZER = "buzzer"
+BURST = "burst"  # on for a whole burst: for an output that plays a recording in place of pulses
 OUTPUTS = (BUZZER, *LIGHTS)

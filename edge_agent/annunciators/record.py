@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.annunciators.output import FaultError
+from edge_agent.annunciators.edges import Edge
+from edge_agent.annunciators.output import FaultError, Output
 from edge_agent.annunciators.patterns import OUTPUTS
-from edge_agent.annunciators.player import Edge
 
 WAITING = 4096  # lines that wait for the disk: over ten minutes of a HIGH alarm; beyond it the output has failed
 CLOSE_S = 1.0
@@ -33,7 +33,7 @@ class _Line(msgspec.Struct, gc=False):
     condition: str
 
 
-class Record:
+class Record(Output):
     """A file that gets one line for every edge."""
 
     outputs = OUTPUTS
