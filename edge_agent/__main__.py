@@ -21,7 +21,7 @@ COMMANDS: dict[str, str] = {
     "decode": "offline", "drivers": "offline", "replay": "replay",
     "status": "operate", "acknowledge": "operate", "pause": "operate", "resume": "operate", "reset": "operate",
     "admit": "operate", "discharge": "operate", "watch": "operate", "metrics": "operate",
-    "doctor": "doctor", "buffer": "buffer",
+    "doctor": "doctor", "buffer": "buffer", "alarms": "alarms",
 }  # fmt: skip
 
 
