@@ -76,7 +76,7 @@ class Slot:
         if self.fresh and ends > at_ns:
             self.wake(ends)
         elif self.fresh:
-            self.fresh = False
+            self.fresh = self.quiet = False  # its next value must come by here, to be fresh again
             self.vital.aged(at_ns, changes)
 
 

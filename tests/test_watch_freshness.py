@@ -1,0 +1,134 @@
+"""Freshness and sources: what is too old, silent or lost, and what takes its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from watch_rig import BED, NS, Bedside, low, preset
+
+from edge_agent.presets import load_presets
+from edge_agent.records import Observation
+from edge_agent.watch import Watch
+from edge_agent.watch.room import RETURN_GRACE_S, SETTLE_S
+
+
+@pytest.fixture
+def prompt(tmp_path: Path) -> Bedside:
+    return Bedside(preset(tmp_path, low(delay=0, off=0)))
+
+
+def test_vanished_value_is_replaced_by_a_technical_condition_that_comes_first(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 85)
+    prompt.tick(29.999)
+    assert prompt.present == {"spo2_low"}
+    prompt.tick(30)
+    assert prompt.log[1:] == [(30, "spo2_stale", True), (30, "spo2_low", False)]
+    assert prompt.changes[-1].detail == "no data"
+    prompt.see(40, "spo2", 85)
+    assert prompt.present == {"spo2_low"}
+    assert [entry[1] for entry in prompt.log[3:]] == ["spo2_low", "spo2_stale"], "raised before the other ends"
+
+
+def test_nothing_is_stale_before_the_first_value(prompt: Bedside) -> None:
+    prompt.tick(10_000)
+    assert prompt.watch.next_deadline() is None
+    assert prompt.log == []
+
+
+def test_a_limit_that_no_technical_condition_can_replace_stays(tmp_path: Path) -> None:
+    stale = '[[condition]]\nid = "spo2_stale"\narming = "measured 3000"\n'
+    bed = Bedside(preset(tmp_path, low(delay=0, more='arming = "first"') + stale))
+    bed.see(0, "spo2", 85)
+    bed.tick(500)
+    assert bed.present == {"spo2_low"}
+    bed.see(501, "spo2", 97)
+    bed.tick(506)
+    assert bed.present == set()
+
+
+def test_one_stream_that_ends_is_not_stale_while_another_is_fresh(prompt: Bedside) -> None:
+    for second in range(0, 60):
+        if second < 10:
+            prompt.see(second, "spo2", 85, source="a")
+        prompt.see(second, "spo2", 97, source="b")
+        prompt.tick(second)
+    assert prompt.log == [(0, "spo2_low", True), (39, "spo2_low", False)]
+
+
+def test_a_lost_source_speaks_for_its_vitals(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 85)
+    prompt.see(0, "temp", 37)
+    prompt.state(5, "lost")
+    assert prompt.log[1:] == [(5, "source_lost:mon", True)]
+    prompt.tick(30)
+    assert prompt.present == {"source_lost:mon"}, "one technical condition, not one for each vital"
+    prompt.tick(400)
+    assert prompt.present == {"source_lost:mon"}
+
+
+def test_a_source_that_is_back_ends_its_condition_with_data_and_the_rest_is_stale(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 97)
+    prompt.see(0, "heart_rate", 70)
+    prompt.state(5, "lost")
+    prompt.tick(60)
+    prompt.state(61, "connected")
+    prompt.see(62, "spo2", 97)
+    assert prompt.present == {"source_lost:mon"}
+    prompt.tick(62 + SETTLE_S)
+    assert prompt.log[-2:] == [(62 + SETTLE_S, "heart_rate_stale", True), (62 + SETTLE_S, "source_lost:mon", False)]
+    prompt.see(70, "heart_rate", 71)
+    assert prompt.present == set()
+
+
+def test_a_source_that_is_connected_without_data_hands_over_to_its_vitals(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 97)
+    prompt.state(5, "silent")
+    prompt.tick(60)
+    prompt.state(61, "connected")
+    prompt.tick(60.9 + RETURN_GRACE_S)
+    assert prompt.present == {"source_silent:mon"}
+    prompt.tick(61 + RETURN_GRACE_S)
+    assert prompt.present == {"spo2_stale"}
+
+
+def test_silent_then_lost_leaves_no_moment_without_an_alarm(prompt: Bedside) -> None:
+    prompt.state(1, "silent")
+    prompt.state(2, "lost")
+    assert [entry[1:] for entry in prompt.log] == [
+        ("source_silent:mon", True), ("source_lost:mon", True), ("source_silent:mon", False),
+    ]  # fmt: skip
+    prompt.state(3, "connected")
+    prompt.state(4, "silent")
+    assert prompt.present == {"source_silent:mon"}
+
+
+def test_a_bed_that_a_shared_source_no_longer_feeds_is_noticed() -> None:
+    presets = load_presets()
+    watch = Watch({"a": presets["adult"], "b": presets["adult"]})
+    for second in range(0, 40):
+        watch.observe("a", "central", Observation("spo2", 97.0, "valid", second * NS))
+        if second == 0:
+            watch.observe("b", "central", Observation("spo2", 97.0, "valid", 0))
+    assert [(c.bed, c.condition) for c in watch.tick(40 * NS)] == [("b", "spo2_stale")]
+
+
+def test_new_patient_arms_anew_and_keeps_faults_of_devices(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 85)
+    prompt.state(1, "lost", source="pump")
+    prompt.take(prompt.watch.new_patient(BED, 2 * NS))
+    assert prompt.present == {"source_lost:pump"}
+    prompt.tick(500)
+    assert prompt.present == {"source_lost:pump"}, "nothing is stale before the new patient's first value"
+    prompt.see(501, "spo2", 85)
+    assert "spo2_low" in prompt.present
+
+
+def test_technical_conditions_of_the_gateway() -> None:
+    watch = Watch({"": load_presets()["gateway"]})
+    (change,) = watch.technical("", "disk_fault", True, 5, "0 MB left")
+    assert (change.bed, change.condition, change.detail) == ("", "disk_fault", "0 MB left")
+    assert list(watch.technical("", "disk_fault", True, 6)) == []
+    assert [c.present for c in watch.technical("", "disk_fault", False, 7)] == [False]
+    assert list(watch.technical("", "disk_fault", False, 8)) == []
+    assert [c.condition for c in watch.technical("", "never heard of", True, 9)] == ["never heard of"]
