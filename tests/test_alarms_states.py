@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
 
 import pytest
 from alarm_room import BED, NS, SHIPPED, Room, row
 
-from edge_agent.alarms.table import LATCHING, TABLE
+from edge_agent.alarms.table import LATCHING, NEW, RESTARTS, SHOWS, SOUNDS, TABLE
 from edge_agent.presets import RANK, Preset
+
+# State, event, next state, record: each row of the table once more, so that none changes by accident.
+ROWS = """
+Off    present      On     start
+Off    absent       Off    -
+Off    escalate     On     start
+Off    acknowledge  Off    -
+Off    reset        Off    -
+Off    new_patient  Off    -
+On     present      On     -
+On     absent       Off    end
+On     escalate     On     escalate
+On     acknowledge  Ack    acknowledge
+On     reset        On     -
+On     new_patient  On     -
+Latch  present      On     return
+Latch  absent       Latch  -
+Latch  escalate     On     escalate
+Latch  acknowledge  Off    end
+Latch  reset        Off    reset
+Latch  new_patient  Off    end
+Ack    present      Ack    -
+Ack    absent       Off    end
+Ack    escalate     On     escalate
+Ack    acknowledge  Ack    -
+Ack    reset        Ack    -
+Ack    new_patient  Ack    -
+"""
 
 
 def test_the_table_is_complete() -> None:
@@ -20,13 +53,60 @@ def test_the_table_is_complete() -> None:
     assert [key for key in TABLE if TABLE[key] != LATCHING[key]] == [("On", "absent")]
 
 
-def test_what_is_off_can_only_start_and_what_rises_always_sounds() -> None:
-    for table in (TABLE, LATCHING):
-        for (state, event), step in table.items():
-            if state == "Off":
-                assert step == (("On", "start") if event in ("present", "escalate") else ("Off", "")), event
-            elif event == "escalate":
-                assert step.state == "On" and step.record in ("escalate", "return"), state
+def test_every_row_is_what_it_was_agreed_to_be() -> None:
+    rows = {}
+    for line in ROWS.split("\n")[1:-1]:
+        state, event, then, record = line.replace("-", "").split() if "-" not in line else (*line.split()[:3], "")
+        rows[state, event] = (then, record)
+    assert rows == TABLE
+    assert LATCHING["On", "absent"] == ("Latch", "latch")
+    assert (sorted(SOUNDS), sorted(SHOWS)) == (["Latch", "On"], ["Ack", "Latch", "On"])
+    assert sorted(RESTARTS) == ["escalate", "return", "start"]
+    assert sorted(NEW) == ["escalate", "start"], "a return is the same alarm again"
+
+
+REACHED_BY = {
+    "Off": (),
+    "On": (("present", True),),
+    "Latch": (("present", True), ("present", False)),
+    "Ack": (("present", True), ("acknowledge", True)),
+}
+REACHABLE = [
+    (latching, state, event)
+    for latching in (False, True)
+    for (state, event) in TABLE
+    if (state != "Latch" or latching) and (state, event) != ("Off", "escalate")
+]
+
+
+@pytest.mark.parametrize(("latching", "state", "event"), REACHABLE)
+def test_every_row_through_the_door(latching: bool, state: str, event: str) -> None:
+    """What each row does, seen in view, signal and record."""
+    room = Room({BED: Preset("test", "test", (row("it", "low", latching=latching),))})
+    do = {
+        "present": lambda present=True: room.put("it", present),
+        "absent": lambda: room.put("it", False),
+        "escalate": lambda: room.put("it", priority="medium"),
+        "acknowledge": lambda _=True: room.acknowledge(),
+        "reset": lambda: room.alarms.reset(BED, "nurse ann", room.now),
+        "new_patient": lambda: room.alarms.new_patient(BED, room.now),
+    }
+    for name, argument in REACHED_BY[state]:
+        do[name](argument)  # type: ignore[operator]
+    assert room.states().get("it", "Off") == state
+    onset = room.signal.onset
+    room.names()
+    before = len(room.signals)
+    do[event]()  # type: ignore[operator]
+    then, record = (LATCHING if latching else TABLE)[state, event]  # type: ignore[index]
+    assert room.states().get("it", "Off") == then
+    assert room.names() == ([record] if record else [])
+    shown = room.signal
+    assert (shown.visual, shown.audio) == (then in ("On", "Latch", "Ack"), then in ("On", "Latch"))
+    if event == "escalate" or record == "return":
+        assert shown.onset > onset and shown.audio_onset == shown.onset, "the newest of its priority"
+    if not record:
+        assert len(room.signals) == before, "nothing happened, nothing is sent"
 
 
 def test_nothing_but_a_new_signal_reaches_the_annunciators() -> None:
@@ -38,6 +118,7 @@ def test_nothing_but_a_new_signal_reaches_the_annunciators() -> None:
     assert [signal.priority for signal in room.signals] == ["low", "none"]
 
 
+@pytest.mark.alm("ALM-06")
 def test_highest_priority_owns_light_and_sound_and_the_newest_among_equals() -> None:
     room = Room()
     for condition in ("low", "medium", "high", "high2"):
@@ -49,6 +130,7 @@ def test_highest_priority_owns_light_and_sound_and_the_newest_among_equals() -> 
     assert [signal.condition for signal in room.signals[4:]] == ["high", "medium", "low", ""]
 
 
+@pytest.mark.alm("ALM-11")
 def test_acknowledge_stops_what_is_active_and_a_new_condition_sounds() -> None:
     room = Room()
     room.put("high")
@@ -83,6 +165,7 @@ def test_an_acknowledged_condition_that_ends_and_returns_sounds_again_under_a_ne
     assert [event.alert_id for event in room.events] == ["A1", "A1", "A1", "A2"]
 
 
+@pytest.mark.alm("ALM-10")
 def test_latched_high_persists_until_the_operator_acts() -> None:
     for act in ("acknowledge", "reset", "new_patient"):
         room = Room()
@@ -106,6 +189,7 @@ def test_reset_does_not_end_what_is_present() -> None:
     assert room.states() == {"latched": "On"}
 
 
+@pytest.mark.alm("ALM-24")
 def test_a_latched_alarm_that_returns_keeps_its_id_and_sounds_as_new() -> None:
     room = Room()
     for present in (True, False, True):
@@ -116,6 +200,7 @@ def test_a_latched_alarm_that_returns_keeps_its_id_and_sounds_as_new() -> None:
     assert room.signal.onset == 2
 
 
+@pytest.mark.alm("ALM-10")
 def test_technical_alarms_of_the_shipped_presets_never_latch() -> None:
     room = Room({BED: SHIPPED["adult"].with_latching(True)})
     room.put("source_lost:mon")
@@ -123,6 +208,7 @@ def test_technical_alarms_of_the_shipped_presets_never_latch() -> None:
     assert room.states() == {}
 
 
+@pytest.mark.alm("ALM-24")
 def test_a_device_alarm_brings_its_own_priority_and_escalates_under_one_id() -> None:
     room = Room()
     room.put("device_alarm:7", priority="low", text="PVC")
@@ -186,10 +272,155 @@ def test_events_carry_what_the_log_needs() -> None:
     assert [(bed, event.state) for bed, event in room.alarms.active()] == [(BED, "On")]
 
 
-def test_a_storm_of_ten_thousand_does_not_hide_or_delay_a_high() -> None:
+def test_new_patient_and_reset_leave_what_is_present() -> None:
     room = Room()
+    room.put("high")
+    room.put("fault")
+    room.alarms.new_patient(BED, 9)
+    assert room.alarms.reset(BED, "n", 9) == 0
+    assert room.states() == {"high": "On", "fault": "On"} and len(room.signals) == 1
+
+
+def test_an_operator_cuts_the_burst_and_the_end_of_a_condition_does_not() -> None:
+    room = Room()
+    room.put("latched")
+    room.put("latched", False)
+    room.put("high")
+    room.put("high", False)
+    assert not any(signal.stopped for signal in room.signals)
+    room.alarms.reset(BED, "nurse ann", 9)
+    assert room.signal.stopped and room.events[-1].operator == "nurse ann"
+    room.put("medium")
+    room.acknowledge()
+    assert room.signal.stopped
+    assert not room.alarms.signal(BED).stopped, "an annunciator that begins later has no burst to cut"
+
+
+def test_a_lower_priority_takes_its_place_without_a_new_onset() -> None:
+    room = Room()
+    room.put("device_alarm:1", priority="high", value=1.0)
+    room.put("medium")
+    room.acknowledge()
+    room.put("device_alarm:1", priority="low", text="less", value=2.0, source="mon", detail="why")
+    assert (room.signal.condition, room.signal.priority, room.signal.audio) == ("medium", "medium", False)
+    event = room.events[-1]
+    assert (event.event, event.state, event.priority, event.text, event.value, event.source, event.detail) == (
+        "deescalate", "Ack", "low", "less", 2.0, "mon", "why",
+    )  # fmt: skip
+    room.put("device_alarm:1", priority="none")
+    assert room.events[-1].event == "escalate" and room.events[-1].priority == "medium", "none: the row's own priority"
+    room.put("medium", False)
+    room.put("device_alarm:1", False, detail="monitor ended it")
+    assert (room.events[-1].event, room.events[-1].detail) == ("end", "monitor ended it")
+    assert room.signal.priority == "none" and room.view()["alarms"] == []
+
+
+def test_a_changed_text_reaches_the_screen_without_a_record() -> None:
+    room = Room()
+    room.put("high", text="first")
+    room.put("high", text="second", value=5.0)
+    assert [signal.text for signal in room.signals] == ["first", "second"]
+    assert room.names() == ["start"] and room.shown("high")["value"] == 5.0
+    room.put("high")
+    assert room.shown("high")["text"] == "second", "without a text the last one stays"
+
+
+def test_acknowledging_one_of_many_leaves_the_others_to_sound() -> None:
+    room = Room()
+    for condition in ("high", "high2", "low"):
+        room.put(condition)
+    assert room.acknowledge(room.shown("high2")["alert_id"]) == 1
+    assert (room.signal.condition, room.signal.audio_condition) == ("high2", "high")
+    assert (room.signal.onset, room.signal.audio_onset) == (2, 1)
+    assert room.acknowledge(room.shown("high")["alert_id"]) == 1
+    assert (room.signal.audio_priority, room.signal.audio_condition) == ("low", "low")
+
+
+def test_the_view_of_an_alarm_is_whole() -> None:
+    room = Room({BED: SHIPPED["adult"]})
+    room.put("source_lost:mon", detail="no data for 5 s", source="mon")
+    room.now += NS
+    assert room.view() == {
+        "priority": "medium", "visual": True, "audio": True, "inactivation": None, "reminder": None,
+        "alarms": [{
+            "alert_id": "A1", "condition": "source_lost:mon", "kind": "technical", "priority": "medium", "state": "On",
+            "text": "Device not connected", "value": None, "limit": "", "source": "mon", "detail": "no data for 5 s",
+            "since_s": 1.0, "audible": True, "breaking": False,
+        }],
+    }  # fmt: skip
+
+
+def test_active_lists_every_alarm_of_every_bed_with_the_time_it_began() -> None:
+    room = Room()
+    room.put("low")
+    room.put("high")
+    room.put("disk_fault", bed="")
+    assert [(bed, e.event, e.condition, e.state, e.at_ns, e.alert_id) for bed, e in room.alarms.active()] == [
+        (BED, "state", "high", "On", 2, "A2"),
+        (BED, "state", "low", "On", 1, "A1"),
+        ("", "state", "disk_fault", "On", 3, "A3"),
+    ]  # fmt: skip
+
+
+# -- a storm of alarms ------------------------------------------------------------------------------------------------
+
+
+def storm(state: str = "") -> Room:
+    room = Room(audio_off=True)
+    if state:
+        room.hold(state)
     for number in range(10_000):
         room.put(f"low:{number}")
+    return room
+
+
+def work(action: Callable[[], object]) -> int:
+    """How many instructions of Python an action takes; a scan of all alarms would be ten thousand times more."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.alm("ALM-28")
+@pytest.mark.parametrize("state", ["", "audio_off", "alarm_paused"])
+def test_a_high_costs_the_same_in_a_storm_of_ten_thousand(state: str) -> None:
+    alone = Room(audio_off=True)
+    if state:
+        alone.hold(state)
+    for number in range(2):
+        alone.put(f"low:{number}")
+    many = storm(state)
+    for act in (
+        lambda room: room.put("high"),
+        lambda room: room.acknowledge(room.told[-1][1].alert_id),
+        lambda room: room.put("low:1", False),
+        lambda room: room.put("latched"),
+        lambda room: room.put("latched", False),
+        lambda room: room.at(1e-3),
+        lambda room: room.put("high", False),
+        lambda room: room.put("low:1"),
+    ):
+        few, lot = (work(partial(act, room)) for room in (alone, many))
+        assert few > 20 and lot < few + 100, (few, lot)
+        assert many.signal.condition == alone.signal.condition
+        assert (many.signal.priority, many.signal.audio) == (alone.signal.priority, alone.signal.audio)
+
+
+@pytest.mark.alm("ALM-28")
+def test_a_storm_of_ten_thousand_does_not_hide_or_delay_a_high() -> None:
+    room = storm()
 
     def raise_and_clear(target: Room) -> float:
         begin = time.perf_counter()
@@ -203,3 +434,18 @@ def test_a_storm_of_ten_thousand_does_not_hide_or_delay_a_high() -> None:
     alone = min(raise_and_clear(Room()) for _ in range(5))
     assert in_storm < 20 * alone  # a scan of all alarms would be hundreds of times slower
     assert RANK[room.signal.priority] == RANK["low"]
+
+
+@pytest.mark.alm("ALM-28")
+def test_a_high_is_not_touched_by_a_storm_around_it() -> None:
+    room = Room()
+    room.put("high")
+    (before,) = room.signals
+    for number in range(10_000):
+        room.put(f"low:{number}")
+    for number in range(0, 10_000, 3):
+        room.put(f"low:{number}", False)
+    assert room.signals == [before], "the HIGH owned light and sound throughout"
+    assert room.view()["alarms"][0]["condition"] == "high" and len(room.view()["alarms"]) == 1 + 6666
+    assert room.acknowledge() == 6667
+    assert (room.signal.priority, room.signal.audio) == ("high", False)
