@@ -14,33 +14,35 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-import drivers
-from drivers.contract import Decoder, Driver
-from edge_agent import links, presets
-from edge_agent.alarms import Alarms
+from edge_agent import links
+from edge_agent.alarm_log import FILE, AlarmLog
 from edge_agent.annunciators import Annunciator, open_annunciators
-from edge_agent.association import Beds
 from edge_agent.buffer import Buffer, KeyProblem, load_kek
-from edge_agent.config import Config, ConfigError, Loaded
+from edge_agent.buffer.clock import UNSYNCHRONIZED, Clock
+from edge_agent.button import Button
+from edge_agent.continuity import LIMITS, Continuity
 from edge_agent.control import AlreadyRunning, ControlServer
 from edge_agent.health import Latency, Notifier, WallClock
 from edge_agent.operations import Operations
-from edge_agent.pipeline import GATEWAY, Append, Feed, Pipeline
+from edge_agent.parts import Parts, build_pipeline, source_names
+from edge_agent.pipeline import GATEWAY, Feed, Pipeline
 from edge_agent.records import AlarmEvent, Chunk, Signal
-from edge_agent.watch import Watch
+from edge_agent.supervision import Supervision
+from edge_agent.trends import Trends
 
 log = logging.getLogger("edge_agent")
 
-TURN_S = 0.25  # the longest turn of the alarm loop's clock: a quarter of the second an alarm may take
+TURN_NS = 250_000_000  # the longest turn of the alarm loop's clock: a quarter of the second an alarm may take
 LISTEN_GRACE_S = 5.0  # between two connections of a sender that dials for every message or batch
-DECODER_TICK_NS = 1_000_000_000
+LOOK_NS = 1_000_000_000
+LOG_OPEN_S = 10.0  # a disk that has not opened the alarm log by then is a fault, and the alarms begin without it
 # which technical condition of the gateway a fault of the buffer is
 BUFFER_CONDITIONS = {
     "buffer corrupt": "buffer_quarantined",
@@ -48,122 +50,6 @@ BUFFER_CONDITIONS = {
     "buffer disk": "disk_fault",
     "buffer shed": "records_shed",
 }
-
-
-class Parts:
-    """What a configuration names, looked up and checked but not started: drivers, links, presets of beds."""
-
-    def __init__(self, loaded: Loaded) -> None:
-        """Raises: ConfigError for a driver, link, option or preset that does not exist or cannot be used."""
-        self.loaded = loaded
-        self.presets = _bed_presets(loaded)
-        self.drivers: list[Driver] = []
-        for index, source in enumerate(loaded.config.source):
-            self.drivers.append(_driver(loaded, index, source.driver))
-            self._check_source(index)
-
-    def _check_source(self, index: int) -> None:
-        source, driver = self.loaded.config.source[index], self.drivers[index]
-        try:
-            kind = links.link_kind(source.link)
-        except links.LinkError as error:
-            raise self.loaded.error(("source", index, "link"), error.reason, error.remedy) from error
-        if kind not in driver.links and kind != "file":
-            speaks = ", ".join(sorted(driver.links))
-            raise self.loaded.error(
-                ("source", index, "link"),
-                f"driver {driver.name} does not speak over {kind}",
-                f"it speaks over: {speaks}",
-            )
-        unknown = [key for key in source.options if key not in driver.options]
-        if unknown:
-            known = ", ".join(driver.options) or "none"
-            raise self.loaded.error(("source", index, "options", unknown[0]), "unknown option", f"known: {known}")
-        try:
-            driver.decoder(**source.options)
-        except (ValueError, TypeError) as error:
-            raise self.loaded.error(("source", index, "options"), str(error)) from error
-        if not source.bed and not driver.per_channel:
-            raise self.loaded.error(
-                ("source", index, "bed"),
-                f"driver {driver.name} does not tell beds apart",
-                'add bed = "..." to this source',
-            )
-
-    def maker(self, index: int) -> Callable[[], Decoder]:
-        """What makes a fresh decoder for one source."""
-        driver, options = self.drivers[index], self.loaded.config.source[index].options
-        return lambda: driver.decoder(**options)
-
-
-def _driver(loaded: Loaded, index: int, name: str) -> Driver:
-    try:
-        return drivers.load(name)
-    except KeyError:
-        known = ", ".join(drivers.names())
-        raise loaded.error(("source", index, "driver"), f"no driver {name!r}", f"known drivers: {known}") from None
-    except (ImportError, TypeError) as error:
-        raise loaded.error(("source", index, "driver"), f"driver {name!r} cannot be loaded: {error}") from error
-
-
-def _bed_presets(loaded: Loaded) -> dict[str, presets.Preset]:
-    config = loaded.config
-    paths = [loaded.resolve(path) for path in config.gateway.presets]
-    for path in paths:
-        if not path.is_file():
-            raise loaded.error(("gateway", "presets"), f"{path} is not a file", "correct the path of the preset file")
-    known = presets.load_presets(paths)
-    chosen = {}
-    for index, bed in enumerate(config.bed):
-        if bed.preset not in known:
-            raise loaded.error(
-                ("bed", index, "preset"), f"no preset {bed.preset!r}", f"known presets: {', '.join(sorted(known))}"
-            )
-        preset = known[bed.preset]
-        chosen[bed.id] = preset if bed.latching is None else preset.with_latching(bed.latching)
-    chosen[GATEWAY] = known["gateway"]
-    return chosen
-
-
-def source_names(config: Config) -> list[str]:
-    """A unique name for each source: the one configured, else driver@link."""
-    names: list[str] = []
-    for source in config.source:
-        name = source.name or f"{source.driver}@{source.link}"
-        names.append(name if name not in names else f"{name}#{len(names)}")
-    return names
-
-
-def build_pipeline(
-    parts: Parts,
-    append: Append,
-    on_signal: Callable[[Signal], None],
-    new_id: Callable[[], str],
-    on_latency: Callable[[int], None] = lambda _delay_ns: None,
-) -> Pipeline:
-    """The alarm path for these parts, without links: what the agent and a replay have in common."""
-    config = parts.loaded.config
-    beds = Beds(config.bed)
-    watch = Watch(parts.presets)
-    holder: list[Pipeline] = []
-
-    def signalled(signal: Signal) -> None:
-        on_signal(signal)
-        holder[0].signalled()
-
-    def recorded(bed: str, event: AlarmEvent) -> None:
-        holder[0].alarm_event(bed, event)
-
-    alarms = Alarms(
-        parts.presets,
-        config.alarms,
-        new_id=new_id,
-        on_event=recorded,
-        on_signal=signalled,
-    )
-    pipeline = Pipeline(beds, watch, alarms, append, on_latency)
-    holder.append(pipeline)
-    return pipeline
 
 
 class _LinkSink:
@@ -183,8 +69,9 @@ class _LinkSink:
                 feed.last_item_ns = at_ns
                 feed.state, feed.detail = "starting", detail
             return
-        if state == "lost" and feed.grace_s and feed.state == "connected":
-            feed.link_detail = detail  # a sender that dials for every message is back before the grace is over
+        if state == "lost" and feed.grace_s and feed.state in ("starting", "connected"):
+            # a sender that dials for every message, or again after our restart, is back before the grace is over
+            feed.link_detail = detail
             return
         self._pipeline.source_state(feed, state, at_ns, detail)
 
@@ -204,28 +91,42 @@ class Agent:
         self.run_id = uuid.uuid4().hex
         self.ready = asyncio.Event()
         self.buffer: Buffer | None = None
+        self.log: AlarmLog | None = None
         self.annunciators: list[Annunciator] = []
+        self.buttons: list[Button] = []
         self.feeds: dict[str, Feed] = {}
+        self.trends = Trends([bed.id for bed in self.config.bed])
         self.cloud: dict[str, Any] | None = None  # what cloud-sync last wrote about itself
         self._notifier = Notifier()
+        self._clock = Clock()
+        self._continuity: Continuity | None = None
+        self._early: list[tuple[str, str, AlarmEvent]] = []  # alarm events from before the alarm log was open
         self._committed = 0
         self._shed: set[int] = set()  # tickets whose records were let go: nobody may be told that they are kept
         self._release_due = False
         self._stop = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._turn_due: asyncio.TimerHandle | None = None
+        self.operations = Operations(self)
         # a number behind the run's own identifier: drawing a fresh UUID for each alert took 50 us of the alarm path
         alerts = itertools.count(1)
         self.pipeline = build_pipeline(
-            parts, self._append, self._drive, lambda: f"{self.run_id}-{next(alerts)}", self.latency.add
-        )
+            parts, self._append, self._drive, lambda: f"{self.run_id}-{next(alerts)}", self.latency.add,
+            on_alarm=self._on_alarm, on_restart=self._on_new_patient,
+            keep_limits=lambda settings: self._keep(LIMITS, settings),
+        )  # fmt: skip
+        cloud = self.config.cloud
+        self._supervision = Supervision(
+            self.fault, central=bool(cloud.kafka or cloud.alert_manager),
+            central_link_s=self.config.alarms.central_link_s, started_ns=self.started_ns,
+        )  # fmt: skip
 
     # -- start and stop -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Open everything, serve until `stop`, close everything. A part that fails to open is a technical alarm."""
         data_dir = self.parts.loaded.resolve(self.config.gateway.data_dir)
-        operations = Operations(self)
+        operations = self.operations
         settings = self.config.control
         socket = self.parts.loaded.resolve(settings.socket)
         control = ControlServer(
@@ -236,12 +137,19 @@ class Agent:
         except AlreadyRunning:
             raise
         except OSError as error:
-            self._fault("control_fault", "socket", f"{socket}: {error.strerror or error}; operators cannot be heard")
+            self.fault("control_fault", "socket", f"{socket}: {error.strerror or error}; operators cannot be heard")
         tasks: list[asyncio.Task[None]] = []
         try:
             self._open_annunciators()
-            self._open_buffer(data_dir)
-            tasks = [asyncio.create_task(link.run(sink), name=link.url) for link, sink in self._open_links()]
+            opened = self._open_links()
+            key = self._load_key(data_dir)
+            await self._open_log(data_dir, key)
+            self._open_buffer(data_dir, key)
+            self.buttons = [
+                Button(each, on_press=self._on_press, on_fault=self._on_button_fault) for each in self.config.button
+            ]
+            self.self_test_at_start()
+            tasks = [asyncio.create_task(link.run(sink), name=link.url) for link, sink in opened]
             tasks.append(asyncio.create_task(self._keep_time(), name="clock"))
             tasks.append(asyncio.create_task(self._follow_cloud(data_dir / "cloud-sync" / "status.json"), name="cloud"))
             self._notifier.send("READY=1")
@@ -279,31 +187,70 @@ class Agent:
         self._stop.set()
 
     def _close(self) -> None:
+        for button in self.buttons:
+            button.close()
         for annunciator in self.annunciators:
             annunciator.close()
+        if self.log is not None:
+            self.log.close()
         if self.buffer is not None:
             self.buffer.close(5.0)
         self._notifier.close()
 
     def _open_annunciators(self) -> None:
         def fault(name: str, detail: str) -> None:
-            self._loop.call_soon_threadsafe(self._fault, "annunciator_fault", name, detail)
+            self._loop.call_soon_threadsafe(self.fault, "annunciator_fault", name, detail)
 
         self.annunciators = open_annunciators(
             self.config.annunciator, resolve=self.parts.loaded.resolve, on_fault=fault
         )
 
-    def _open_buffer(self, data_dir: Path) -> None:
+    def _load_key(self, data_dir: Path) -> bytes | None:
         try:
             data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            key = load_kek(self.parts.loaded.buffer_key)
+            return load_kek(self.parts.loaded.buffer_key)
+        except (KeyProblem, OSError) as error:
+            # alarms go on without a key; nothing is kept or acknowledged, so senders keep what they have
+            self.fault(BUFFER_CONDITIONS["buffer key"], "buffer", str(error))
+            return None
+
+    async def _open_log(self, data_dir: Path, key: bytes | None) -> None:
+        """Open the alarm log and put back what a restart keeps; without the log the alarms begin anew."""
+        settings = self.config.alarms
+
+        def fault(kind: str, detail: str) -> None:
+            self._loop.call_soon_threadsafe(self.fault, "log_fault", kind, detail)
+
+        self.log = AlarmLog(
+            data_dir / FILE, key, run_id=self.run_id, on_fault=fault, log_mb=settings.log_mb,
+            beds=[bed.id for bed in self.config.bed],
+        )  # fmt: skip
+        for bed, patient, event in self._early:
+            self.log.append(bed, patient, event)
+        self._early.clear()
+        self._continuity = Continuity(self.log, self.pipeline, self.feeds)
+        if await asyncio.to_thread(self.log.wait_ready, LOG_OPEN_S):
+            lost = self._continuity.restore(self._clock)
+            if lost:
+                self.fault("log_fault", "restore", "; ".join(lost))
+
+    def _open_buffer(self, data_dir: Path, key: bytes | None) -> None:
+        if key is None:
+            return
+        try:
             self.buffer = Buffer(
                 data_dir, key, self.config.gateway.id, self.config.buffer,
                 on_committed=self._on_committed, on_fault=self._on_buffer_fault, on_shed=self._on_shed,
             )  # fmt: skip
         except (KeyProblem, OSError) as error:
-            # alarms go on without a buffer; nothing is acknowledged, so senders keep what they have
-            self._fault(BUFFER_CONDITIONS["buffer key"], "buffer", str(error))
+            self.fault(BUFFER_CONDITIONS["buffer key"], "buffer", str(error))
+
+    def self_test_at_start(self) -> None:
+        """Show every lamp and sound every priority, unless an alarm is already there to be heard."""
+        quiet = all(self.pipeline.alarms.signal(bed).priority == "none" for bed in (*self.pipeline.beds.ids, GATEWAY))
+        if self.config.alarms.self_test and quiet:
+            for annunciator in self.annunciators:
+                annunciator.self_test(time.monotonic_ns())
 
     def _open_links(self) -> list[tuple[links.Link, _LinkSink]]:
         opened = []
@@ -333,6 +280,21 @@ class Agent:
             return 1 << 62  # never committed: whoever waits for an acknowledgement sends again
         return self.buffer.append(entries, wanted_soon=wanted_soon)
 
+    def _on_alarm(self, bed: str, patient: str, event: AlarmEvent) -> None:
+        if self.log is not None:
+            self.log.append(bed, patient, event)
+        elif not self.ready.is_set():
+            self._early.append((bed, patient, event))
+
+    def _on_new_patient(self, bed: str) -> None:
+        self.trends.clear(bed)
+        if self._continuity is not None:
+            self._continuity.keep()  # at once: after a kill the same patient must not look like a new one
+
+    def _keep(self, key: str, settings: bytes) -> None:
+        if self.log is not None:
+            self.log.put(key, settings)
+
     def _drive(self, signal: Signal) -> None:
         for annunciator in self.annunciators:
             annunciator.drive(signal)
@@ -355,10 +317,16 @@ class Agent:
         if self._shed:
             self._shed.difference_update(ticket for ticket in tuple(self._shed) if ticket <= committed)
 
-    def _on_buffer_fault(self, kind: str, detail: str) -> None:
-        self._loop.call_soon_threadsafe(self._fault, BUFFER_CONDITIONS.get(kind, "buffer_fault"), kind, detail)
+    def _on_press(self, bed: str, press: str) -> None:
+        self._loop.call_soon_threadsafe(self.operations.pressed, bed, press)
 
-    def _fault(self, condition: str, kind: str, detail: str) -> None:
+    def _on_button_fault(self, name: str, detail: str) -> None:
+        self._loop.call_soon_threadsafe(self.fault, "button_fault", name, detail)
+
+    def _on_buffer_fault(self, kind: str, detail: str) -> None:
+        self._loop.call_soon_threadsafe(self.fault, BUFFER_CONDITIONS.get(kind, "buffer_fault"), kind, detail)
+
+    def fault(self, condition: str, kind: str, detail: str) -> None:
         """A fault of the gateway begins, or with an empty detail ends; several kinds share one condition."""
         key = f"{condition}/{kind}"
         if detail:
@@ -377,30 +345,43 @@ class Agent:
 
     async def _keep_time(self) -> None:
         wall = WallClock(time.time_ns(), time.monotonic_ns())
-        decoders_due = 0
+        look_ns = 0
+        planned_ns = time.monotonic_ns()
         watchdog = bool(os.environ.get("WATCHDOG_USEC"))
         while True:
             now = time.monotonic_ns()
-            if now >= decoders_due:
-                decoders_due = now + DECODER_TICK_NS
-                for feed in self.feeds.values():
-                    self.pipeline.tick_feed(feed, now)
-                moved = wall.step(time.time_ns(), now)
-                self._clock_stepped(moved)
+            self._supervision.turn(planned_ns, now)
+            if now >= look_ns:
+                look_ns = now + LOOK_NS
+                self._look(wall, now)
                 if watchdog:
                     self._notifier.send("WATCHDOG=1")
             self.pipeline.tick(self.feeds, now)
-            deadline = self.pipeline.watch.next_deadline()
-            wait_s = TURN_S if deadline is None else min(TURN_S, max(0.0, (deadline - time.monotonic_ns()) / 1e9))
-            await asyncio.sleep(wait_s)
+            for annunciator in self.annunciators:
+                annunciator.beat(now)
+            now = time.monotonic_ns()
+            deadlines = (self.pipeline.watch.next_deadline(), self.pipeline.alarms.next_deadline())
+            planned_ns = min((at for at in deadlines if at is not None), default=now + TURN_NS)
+            planned_ns = min(max(planned_ns, now), now + TURN_NS)
+            await asyncio.sleep((planned_ns - now) / 1e9)
+
+    def _look(self, wall: WallClock, now: int) -> None:
+        """What is done once a second: decoders see the time, every part is looked at."""
+        for feed in self.feeds.values():
+            self.pipeline.tick_feed(feed, now)
+        self._clock_stepped(wall.step(time.time_ns(), now))
+        self._supervision.look(now, self.annunciators, self._clock.quality() != UNSYNCHRONIZED, self.cloud)
+        self.trends.sample(self.pipeline.latest, now)
+        if self._continuity is not None:
+            self._continuity.keep()
 
     def _clock_stepped(self, moved_ns: int) -> None:
         """A step of the wall clock is shown until the next look, a second later, and is kept as a record."""
         if moved_ns:
             log.warning("clock stepped by_s=%.1f", moved_ns / 1e9)
-            self._fault("clock_step", "wall clock", f"stepped by {moved_ns / 1e9:.1f} s")
+            self.fault("clock_step", "wall clock", f"stepped by {moved_ns / 1e9:.1f} s")
         elif "clock_step/wall clock" in self.faults:
-            self._fault("clock_step", "wall clock", "")
+            self.fault("clock_step", "wall clock", "")
 
     async def _follow_cloud(self, path: Path) -> None:
         """Keep the forwarder's own view of itself at hand; read in a thread, because the disk may not answer."""
@@ -415,15 +396,3 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, msgspec.DecodeError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def check(loaded: Loaded) -> Mapping[str, str]:
-    """What a valid configuration would run, one line a part. Raises: ConfigError for anything that could not run."""
-    parts = Parts(loaded)
-    lines = {f"bed {bed.id}": f"preset {bed.preset}" for bed in loaded.config.bed}
-    for name, driver in zip(source_names(loaded.config), parts.drivers, strict=True):
-        lines[f"source {name}"] = f"driver {driver.name}"
-    return lines
-
-
-__all__ = ["Agent", "ConfigError", "Parts", "build_pipeline", "check", "source_names"]

@@ -12,7 +12,7 @@ authority the one source that named the patient may name the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from edge_agent.config import Bed
@@ -79,6 +79,17 @@ class Beds:
     def patient(self, bed: str) -> str:
         """Identifier of the patient in `bed`, empty when none is known."""
         return self._patients.get(bed, _EMPTY).patient
+
+    def associations(self) -> dict[str, tuple[str, str]]:
+        """By bed, the patient and who said so, of the beds that have one: what outlives a restart."""
+        return {bed: (now.patient, now.by) for bed, now in self._patients.items() if now.patient}
+
+    def restore(self, associations: Mapping[str, tuple[str, str]]) -> None:
+        """Put back what `associations` gave; beds that are no longer configured are left out."""
+        for bed, (patient, by) in associations.items():
+            if bed in self._patients:
+                self._patients[bed] = _Association(patient, by)
+                self.version += 1
 
     def observed(self, bed: str, source: str, subject: str) -> Literal["same", "new", "mismatch"]:
         """What it means that `source` names the patient `subject` on `bed`; "new" has taken effect."""

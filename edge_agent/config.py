@@ -127,6 +127,7 @@ class Alarms(_Section):
     reminder_s: int = Field(default=60, ge=10, le=600)  # between reminders of something paused, off or acknowledged
     escalate_s: int = Field(default=30, ge=0, le=300)  # sound nobody has answered gets louder after it; 0: never
     central_link_s: int = Field(default=60, ge=5, le=3600)  # without the central link before that is a technical alarm
+    self_test: bool = True  # whether the outputs show every lamp and sound every priority at start
     log_mb: int = Field(default=256, ge=1)  # of the alarm log; beyond it the oldest entries go
 
 

@@ -20,7 +20,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -58,6 +58,13 @@ class Refused(Exception):
 
 class AlreadyRunning(OSError):
     """Another agent answers on the control socket."""
+
+
+class Follow(NamedTuple):
+    """A subscription: the status that `request` asks for, every `interval_s` seconds."""
+
+    interval_s: float
+    request: Mapping[str, Any]
 
 
 Operation = Callable[[Mapping[str, Any], str], Mapping[str, Any]]  # (request, operator) -> reply
@@ -151,21 +158,21 @@ class ControlServer:
                 return
             if not line:
                 return
-            reply, interval_s = self.answer(line, role, operator)
+            reply, follow = self.answer(line, role, operator)
             writer.write(_line(reply))
-            while interval_s is not None:
+            while follow is not None:
                 try:
-                    async with asyncio.timeout(interval_s):
+                    async with asyncio.timeout(follow.interval_s):
                         await reader.read(1)
                     return  # a subscriber says nothing; whatever it sends ends the subscription
                 except TimeoutError:
                     pass
                 if writer.transport.get_write_buffer_size() > MAX_UNREAD:
                     return
-                writer.write(_line(self._call("status", {}, operator)))
+                writer.write(_line(self._call("status", follow.request, operator)))
 
-    def answer(self, line: bytes, role: str, operator: str) -> tuple[Mapping[str, Any], float | None]:
-        """The reply to one request line, and the interval in seconds when it asks for a subscription."""
+    def answer(self, line: bytes, role: str, operator: str) -> tuple[Mapping[str, Any], Follow | None]:
+        """The reply to one request line, and what to send from then on when it asks for a subscription."""
         try:
             request = msgspec.json.decode(line)
         except msgspec.DecodeError:
@@ -179,13 +186,13 @@ class ControlServer:
         if ROLES.index(role) < ROLES.index(needed):
             self._audit(operator, op, f"refused: role {role}, needs {needed}")
             return {"ok": False, "error": f"{op} needs the role {needed}; you are {role}"}, None
-        interval: float | None = None
+        follow: Follow | None = None
         if op == "subscribe":
             wanted = request.get("interval_s", 1.0)
             if not isinstance(wanted, int | float) or not 0.1 <= wanted <= 60:
                 return {"ok": False, "error": "interval_s is a number of seconds from 0.1 to 60"}, None
-            interval, op = float(wanted), "status"
-        return self._call(op, request, operator), interval
+            follow, op = Follow(float(wanted), request), "status"
+        return self._call(op, request, operator), follow
 
     def _call(self, op: str, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
         try:

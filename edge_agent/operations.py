@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent import NOTICE, __version__, terms
 from edge_agent.control import Operation, Refused
+from edge_agent.limits import Limits, Unchangeable
 from edge_agent.pipeline import GATEWAY
 from edge_agent.records import DeviceStatus, Inactivation
 
@@ -25,7 +26,7 @@ class Operations:
     def table(self) -> dict[str, Operation]:
         """Operation by name, as the control server wants it."""
         return {
-            "status": lambda _request, _operator: {"status": self.status()},
+            "status": lambda request, _operator: {"status": self.status(trends=request.get("trends") is True)},
             "metrics": lambda _request, _operator: {"text": self.metrics()},
             "acknowledge": self.acknowledge,
             "pause_audio": partial(self._inactivate, "audio_paused"),
@@ -34,6 +35,9 @@ class Operations:
             "alarm_off": partial(self._inactivate, "alarm_off"),
             "resume": self.resume,
             "reset": self.reset,
+            "limits": self.limits,
+            "set_limit": self.set_limit,
+            "set_preset": self.set_preset,
             "admit": self.admit,
             "discharge": self.discharge,
             "self_test": self.self_test,
@@ -59,9 +63,7 @@ class Operations:
             raise Refused(f"no active alarm has the id {alert!r}; `edge-agent status` lists them")
         return {"acknowledged": count}
 
-    def _inactivate(
-        self, state: Inactivation, request: Mapping[str, Any], operator: str
-    ) -> Mapping[str, Any]:  # fmt: skip
+    def _inactivate(self, state: Inactivation, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
         """Hold back sound, or sound and light, of one bed or of all: for the seconds granted, or until it is ended."""
         seconds = request.get("seconds")
         if seconds is not None and (not isinstance(seconds, int) or isinstance(seconds, bool)):
@@ -105,14 +107,71 @@ class Operations:
         self._agent.pipeline.admit(bed, "", time.monotonic_ns())
         return {"bed": bed}
 
-    def self_test(self, _request: Mapping[str, Any], _operator: str) -> Mapping[str, Any]:
-        """The state of every part that can fail, without touching an output."""
+    def limits(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:  # noqa: ARG002
+        """The limits in force on a bed, those that are off included."""
+        bed = self._bed(request)
+        limits = self._limits()
+        return {"bed": bed, "preset": limits.preset(bed).name, "limits": limits.rows(bed)}
+
+    def set_limit(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
+        """Change one limit of a bed, and its condition delay when one is named, until the next patient."""
+        bed, condition, present = self._bed(request), _text(request, "condition"), _text(request, "present")
+        delay_s = request.get("delay_s")
+        if delay_s is not None and (not isinstance(delay_s, int | float) or isinstance(delay_s, bool)):
+            raise Refused("delay_s is a number of seconds")
+        now = time.monotonic_ns()
+        try:
+            changes = self._limits().set_limit(bed, condition, present, delay_s, operator, now)
+        except Unchangeable as error:
+            raise Refused(str(error)) from error
+        self._agent.pipeline.apply(changes)
+        self._agent.pipeline.flush(now)
+        return {"bed": bed, "condition": condition, "present": present}
+
+    def set_preset(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:
+        """Put another preset into force on a bed, until the next patient."""
+        bed, name = self._bed(request), _text(request, "preset")
+        now = time.monotonic_ns()
+        try:
+            changes = self._limits().set_preset(bed, name, operator, now)
+        except Unchangeable as error:
+            raise Refused(str(error)) from error
+        self._agent.pipeline.apply(changes)
+        self._agent.pipeline.flush(now)
+        return {"bed": bed, "preset": name}
+
+    def self_test(self, request: Mapping[str, Any], _operator: str) -> Mapping[str, Any]:
+        """The state of every part that can fail; with `annunciators`, lamps and sounds are tried too."""
         agent = self._agent
+        if request.get("annunciators") is True:
+            now = time.monotonic_ns()
+            for annunciator in agent.annunciators:
+                annunciator.self_test(now)
         return {
             "annunciators": self._annunciators(),
+            "buttons": self._buttons(),
             "faults": dict(agent.faults),
             "sources": {name: feed.state for name, feed in agent.feeds.items()},
         }
+
+    def pressed(self, bed: str, press: str) -> None:
+        """A press of a bedside button: short acknowledges; long pauses audio, or ends what holds the bed back."""
+        request = {"bed": bed} if bed else {}
+        self.audit("button", press, bed)
+        if press == "short":
+            self.acknowledge(request, "button")
+            return
+        signals = [self._agent.pipeline.alarms.signal(each) for each in self._beds(request)]
+        if any(signal.inactivation for signal in signals):
+            self.resume(request, "button")
+        else:
+            self._inactivate("audio_paused", request, "button")
+
+    def _limits(self) -> Limits:
+        limits = self._agent.pipeline.limits
+        if limits is None:
+            raise Refused("this agent runs without limits that could be changed")
+        return limits
 
     def _beds(self, request: Mapping[str, Any]) -> list[str]:
         if request.get("bed"):
@@ -127,19 +186,21 @@ class Operations:
 
     # -- what only looks ----------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    def status(self, *, trends: bool = False) -> dict[str, Any]:
         """Everything a person or a screen wants to know now; values only here, never in logs."""
         agent = self._agent
         now = time.monotonic_ns()
-        alarms = agent.pipeline.alarms
+        gateway = agent.pipeline.alarms.view(GATEWAY, now)
+        alarms = gateway.pop("alarms")
         return {
             "gateway": agent.config.gateway.id,
             "version": __version__,
             "instance": agent.run_id,
             "uptime_s": round((now - agent.started_ns) / 1e9, 1),
             "notice": NOTICE,
-            "beds": [self._bed_status(bed.id, bed.preset, now) for bed in agent.config.bed],
-            "gateway_alarms": alarms.view(GATEWAY, now)["alarms"],
+            "beds": [self._bed_status(bed.id, now, trends=trends) for bed in agent.config.bed],
+            "gateway_alarm": gateway,
+            "gateway_alarms": alarms,
             "sources": [
                 {
                     "name": name,
@@ -156,11 +217,13 @@ class Operations:
             ],
             "latency": agent.latency.view(),
             "buffer": self._buffer(),
+            "log": self._log(),
             "cloud": agent.cloud,
             "annunciators": self._annunciators(),
+            "buttons": self._buttons(),
         }
 
-    def _bed_status(self, bed: str, preset: str, now: int) -> dict[str, Any]:
+    def _bed_status(self, bed: str, now: int, *, trends: bool) -> dict[str, Any]:
         pipeline = self._agent.pipeline
         view = pipeline.alarms.view(bed, now)
         values = {
@@ -173,9 +236,14 @@ class Operations:
             for term, item in pipeline.latest[bed].items()
         }
         active = view.pop("alarms")
+        limits = self._limits()
+        shown = {"trends": self._agent.trends.view(bed)} if trends else {}
         return {
             "id": bed,
-            "preset": preset,
+            "preset": limits.preset(bed).name,
+            "limits": limits.in_force(bed),
+            "limits_off": list(limits.preset(bed).disabled),
+            **shown,
             "patient": bool(pipeline.beds.patient(bed)),
             "values": values,
             "alarm": view,
@@ -189,7 +257,14 @@ class Operations:
         return agent.buffer.stats()
 
     def _annunciators(self) -> list[dict[str, Any]]:
-        return [{"kind": each.name, "fault": each.fault} for each in self._agent.annunciators]
+        return [{"kind": each.name, "fault": each.fault, "test": each.test_result} for each in self._agent.annunciators]
+
+    def _buttons(self) -> list[dict[str, Any]]:
+        return [{"name": each.name, "bed": each.bed, "fault": each.fault} for each in self._agent.buttons]
+
+    def _log(self) -> dict[str, Any]:
+        log = self._agent.log
+        return {"waiting": None if log is None else log.waiting()}
 
     def metrics(self) -> str:
         """Counters in Prometheus text format (version 0.0.4)."""

@@ -17,6 +17,7 @@ from typing import Protocol
 from drivers.contract import Decoder, Driver, Outlet
 from edge_agent.alarms import Alarms
 from edge_agent.association import Beds, Moved
+from edge_agent.limits import Limits
 from edge_agent.records import (
     AlarmEvent,
     Change,
@@ -221,21 +222,29 @@ class Pipeline:
         alarms: Alarms,
         append: Append,
         on_latency: Callable[[int], None] = lambda _delay_ns: None,
+        *,
+        limits: Limits | None = None,
+        on_alarm: Callable[[str, str, AlarmEvent], None] = lambda _bed, _patient, _event: None,
+        on_restart: Callable[[str], None] = lambda _bed: None,
     ) -> None:
+        """Neither `on_alarm(bed, patient, event)` nor `on_restart(bed)`, called for a new patient, may wait."""
         self.beds = beds
         self.watch = watch
         self.alarms = alarms
+        self.limits = limits
         self.replies = Replies()
         self.latest: dict[str, dict[str, Observation]] = {bed: {} for bed in beds.ids}
         self._append = append
-        self._on_latency = on_latency
+        self._on_latency, self._on_alarm, self._on_restart = on_latency, on_alarm, on_restart
         self.out: list[Entry] = []
         self._signalled_ns = 0
-        self._mismatched: set[str] = set()
+        self._mismatched: set[tuple[str, str]] = set()  # bed and source that names another patient there
 
     def alarm_event(self, bed: str, event: AlarmEvent) -> None:
         """Take an event of the alarm room into the records; called by it, in the alarm loop."""
-        self.out.append(Entry(bed, event.source, self.beds.patient(bed), event))
+        patient = self.beds.patient(bed)
+        self.out.append(Entry(bed, event.source, patient, event))
+        self._on_alarm(bed, patient, event)
 
     def signalled(self) -> None:
         """Note that a signal has just been handed to the annunciators, for the latency figure."""
@@ -346,14 +355,14 @@ class Pipeline:
             if verdict == "new":
                 self._restart(Moved(bed, subject, fresh=True), at_ns)
                 self.record(bed, feed.name, PatientEvent("observed", subject, bed, at_ns))
-            if (verdict == "mismatch") != (bed in self._mismatched):
-                self._mismatch(feed, bed, verdict == "mismatch", at_ns)
+            if (verdict == "mismatch") != ((bed, feed.name) in self._mismatched):
+                self._mismatch(bed, feed.name, verdict == "mismatch", at_ns)
         return self.beds.patient(bed), verdict == "same"
 
-    def _mismatch(self, feed: Feed, bed: str, present: bool, at_ns: int) -> None:
-        (self._mismatched.add if present else self._mismatched.discard)(bed)
-        detail = f"{feed.name} names another patient than the one admitted to this bed"
-        self.apply(self.watch.technical(bed, "patient_mismatch", present, at_ns, detail))
+    def _mismatch(self, bed: str, source: str, present: bool, at_ns: int) -> None:
+        (self._mismatched.add if present else self._mismatched.discard)((bed, source))
+        detail = f"{source} names another patient than the one admitted to this bed"
+        self.apply(self.watch.technical(bed, f"patient_mismatch:{source}", present, at_ns, detail))
 
     def _patient_event(self, feed: Feed, event: PatientEvent, at_ns: int) -> None:
         moves = self.beds.apply(event)
@@ -373,8 +382,14 @@ class Pipeline:
 
     def _restart(self, move: Moved, at_ns: int) -> None:
         self.latest[move.bed].clear()
+        self._on_restart(move.bed)
+        if not move.patient:  # nobody lies there any more whom a source could contradict
+            for bed, source in [each for each in self._mismatched if each[0] == move.bed]:
+                self._mismatch(bed, source, False, at_ns)
         self.apply(self.watch.new_patient(move.bed, at_ns))  # first: what it ends must not be latched below
         self.alarms.new_patient(move.bed, at_ns)
+        if self.limits is not None:
+            self.apply(self.limits.new_patient(move.bed, at_ns))
 
     def recovered(self, feed: Feed, at_ns: int) -> None:
         if feed.failing:
@@ -408,7 +423,7 @@ class Pipeline:
         """What the passing of time causes: condition delays, freshness, silent sources, ends of pauses."""
         for feed in feeds.values():
             gone = feed.link_state == "lost" and at_ns - feed.link_since_ns >= feed.grace_s * 1e9
-            if gone and feed.state in ("connected", "silent"):
+            if gone and feed.state in ("starting", "connected", "silent"):
                 self.source_state(feed, "lost", at_ns, feed.link_detail)
             quiet = at_ns - feed.last_item_ns > feed.silence_s * 1e9
             if quiet and feed.state in ("starting", "connected"):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.gateway import PRESET, free_port
-from edge_agent.agent import Agent, Parts
+from edge_agent.agent import Agent
 from edge_agent.buffer import create_key_file
 from edge_agent.config import load
+from edge_agent.parts import Parts
 
 DEADLINE_S = 20.0
 
@@ -35,6 +36,7 @@ class Bedside:
         parts = [
             f'[gateway]\nid = "gw"\ndata_dir = "{self.data_dir}"\npresets = ["immediate.toml"]',
             f'[control]\nsocket = "{self.folder}/control.sock"',
+            '[alarms]\nself_test = false',  # its edges would be counted
             f'[buffer]\nkey = "file:{self.key.name}"',  # relative to the configuration's folder
             '[[bed]]\nid = "ICU-3"\npreset = "immediate"\nlocation = "ICU^^3"',
             '[[bed]]\nid = "ICU-4"\npreset = "immediate"\nlocation = "ICU^^4"',

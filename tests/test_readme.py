@@ -19,9 +19,10 @@ from bench.messages import frame
 from cloud_sync.embedded import EmbeddedKafka
 from cloud_sync.forwarder import Forwarder
 from cloud_sync.sinks.kafka import KafkaSink, properties
-from edge_agent.agent import Agent, Parts
+from edge_agent.agent import Agent
 from edge_agent.buffer import Reader, load_kek
 from edge_agent.config import load
+from edge_agent.parts import Parts
 
 ROOT = Path(__file__).parent.parent
 STEP = re.compile(r"^\| \d+ \| `([^`:]+):([^`]+)` \|", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What else can fail, on a virtual clock: loop, outputs, clock and central link, each raised late and ended for sure."""
+"""What else can fail, on a virtual clock: loop, outputs, clock and link, each raised late and ended for sure."""
 
 from __future__ import annotations
 

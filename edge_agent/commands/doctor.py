@@ -19,9 +19,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from edge_agent import NOTICE
-from edge_agent.agent import Parts
 from edge_agent.config import Loaded, load
 from edge_agent.control import answers
+from edge_agent.parts import Parts
 
 FREE_SPARE = 1.2  # the quota should fit with a fifth to spare for the write-ahead log
 BROKER_S = 3.0

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_agent.agent import Parts, build_pipeline, source_names
 from edge_agent.config import load
 from edge_agent.links.capture import CaptureError, read_capture
+from edge_agent.parts import Parts, build_pipeline, source_names
 from edge_agent.pipeline import Feed, Pipeline
 from edge_agent.records import AlarmEvent, Chunk, Entry, PatientEvent, Reject, Signal, shape
 

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from edge_agent import NOTICE, __version__
-from edge_agent.agent import Agent, Parts, check
+from edge_agent.agent import Agent
 from edge_agent.config import load
+from edge_agent.parts import Parts, check
 
 log = logging.getLogger("edge_agent")
 
