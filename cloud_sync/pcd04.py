@@ -156,7 +156,7 @@ def place(alert: Alert) -> str:
 def _rows(event: records.AlarmEvent, at: str, gateway: str, stage: str) -> list[str]:
     code, abnormal = _meaning(event)
     flags = f"{'N' if stage == 'end' else abnormal}~{_PRIORITIES[event.priority]}~{_TYPES[event.kind]}"
-    text = _escaped(event.text or event.condition)
+    text = _escaped(event.text) or _escaped(event.condition)
     shown = text
     if code is _ALARM and "_EVT_" in text.upper():  # a reader takes such a word in this row for the event's name
         shown = _ALARM.refid

@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edge_agent import buffer, config
 from edge_agent.buffer.clock import SYNCHRONIZED, Clock
+from edge_agent.buffer.marks import KAFKA_ONLY
 from edge_agent.records import AlarmEvent, Entry, Gap, Observation, Waveform
 
 KEK = bytes(range(1, 33))
@@ -44,7 +45,14 @@ class FakeClock(Clock):
 class Rig:
     """A running buffer and everything it has said."""
 
-    def __init__(self, data_dir: Path, kek: bytes = KEK, clock: Clock | None = None, **settings: float) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        kek: bytes = KEK,
+        clock: Clock | None = None,
+        receivers: Mapping[str, tuple[str, ...]] = KAFKA_ONLY,
+        **settings: float,
+    ) -> None:
         self.data_dir = data_dir
         self.committed: list[int] = []
         self.shed: list[int] = []
@@ -59,6 +67,7 @@ class Rig:
             on_fault=self._on_fault,
             on_shed=self._on_shed,
             clock=clock,
+            receivers=receivers,
         )
 
     def _on_committed(self, ticket: int) -> None:

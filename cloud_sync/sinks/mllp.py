@@ -49,6 +49,9 @@ class _Broken(Exception):
     """What came from the peer cannot be a reply."""
 
 
+_TROUBLE = (OSError, UnicodeError, _Broken)  # UnicodeError: of a host that no resolver can be asked for
+
+
 @dataclass(slots=True)
 class _Batch:
     token: object
@@ -81,8 +84,10 @@ class MllpSink:
         self._unsent = memoryview(b"")
         self._waiting = ""  # the control identifier whose reply is due
         self._received = bytearray()
-        self._errors: tuple[str, int] = ("", 0)  # control identifier and how often it was answered with AE; survives
-        self._again_at = 0.0  # `reset`, because a peer may close the connection behind every refusal
+        # What the peer has said survives `reset`, because it may close the connection behind every answer.
+        self._judged: dict[str, Rejected | None] = {}  # by control identifier, until the batch has its verdict
+        self._errors: tuple[str, int] = ("", 0)  # control identifier and how often it was answered with AE
+        self._again_at = 0.0
         self._calls = 0  # a name may stand for several addresses, of which not all listen
         self._call_at = 0.0
         self._detail = CONNECTING
@@ -104,11 +109,7 @@ class MllpSink:
             left = until - self._clock()
             try:
                 self._work(max(0.0, left))
-            except (
-                OSError,
-                UnicodeError,
-                _Broken,
-            ) as trouble:  # UnicodeError: a host no resolver can ask for
+            except _TROUBLE as trouble:
                 was_idle = self._open and not self._batches
                 self._close()
                 self._detail = f"{self._peer}: {_words(trouble)}"
@@ -133,7 +134,7 @@ class MllpSink:
         """Verdicts that come within `timeout_s` seconds; begins no further message."""
         until = self._clock() + timeout_s
         out = self._ready()
-        with suppress(OSError, _Broken):
+        with suppress(*_TROUBLE):
             while self._waiting and self._clock() < until:
                 self._exchange(until - self._clock())
         out += self._ready()
@@ -143,10 +144,26 @@ class MllpSink:
     # One step
 
     def _ready(self) -> list[Settled]:
-        out = []
-        while self._batches and self._batches[0].done == len(self._batches[0].messages):
+        """Verdicts of the batches at the head whose every message the peer has judged."""
+        out: list[Settled] = []
+        while self._batches:
+            batch = self._batches[0]
+            while batch.done < len(batch.messages):
+                message = batch.messages[batch.done]
+                control = self._name(message)
+                if control not in self._judged:
+                    return out
+                refused = self._judged[control]
+                batch.done += 1
+                if refused is not None:
+                    batch.rejected.append(refused)
             out.append(self._batches.popleft().verdict())
+            for message in batch.messages:
+                self._judged.pop(self._name(message), None)
         return out
+
+    def _name(self, message: Message) -> str:
+        return next(value.decode() for name, value in message.headers if name == self._control)
 
     def _work(self, timeout_s: float) -> None:
         """One wait for the network, or for the time at which a refused message goes again."""
@@ -190,7 +207,7 @@ class MllpSink:
             raise OSError(errno.ETIMEDOUT, f"no connection within {_CONNECT_S:g} s")
 
     def _send(self, message: Message) -> None:
-        self._waiting = next(value.decode() for name, value in message.headers if name == self._control)
+        self._waiting = self._name(message)
         self._unsent = memoryview(_START + message.value + _END)
         self._deadline = self._clock() + self._reply_s
         self._again_at = 0.0
@@ -256,9 +273,8 @@ class MllpSink:
         elif code not in _ACCEPTED | _REFUSED:
             raise _Broken("its acknowledgement has no code that is known")
         self._waiting, self._errors, self._again_at = "", ("", 0), 0.0
-        if code not in _ACCEPTED:
-            batch.rejected.append(Rejected(batch.messages[batch.done].dedup, f"refused by {self._peer} ({code})"))
-        batch.done += 1
+        refused = Rejected(batch.messages[batch.done].dedup, f"refused by {self._peer} ({code})")
+        self._judged[control] = None if code in _ACCEPTED else refused
 
     def _close(self) -> None:
         if self._socket is not None:
