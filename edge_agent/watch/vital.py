@@ -221,7 +221,7 @@ class Vital:
         seen = (slot.value for slot in self.slots if slot.value is not None)
         passed = (
             tracker.row.arming_amount
-            for tracker in self.limits
+            for tracker in self.trackers()
             if tracker.armed and tracker.row is not None and tracker.row.arming == "at_least"
         )
         return max((*seen, *passed), default=-math.inf) >= row.arming_amount
