@@ -236,3 +236,259 @@ def test_presence_always_alternates_and_no_alarm_ends_silently() -> None:
             assert seen.get(condition, False) is not present, (seed, moment, condition)
             seen[condition] = present
         assert [moment for moment, _, _ in bed.log] == sorted(moment for moment, _, _ in bed.log)
+
+
+@pytest.mark.alm("ALM-07")
+@pytest.mark.parametrize("delay", [0.5, 10, 15])
+def test_the_condition_delay_is_exact_to_the_nanosecond(tmp_path: Path, delay: float) -> None:
+    bed = Bedside(preset(tmp_path, low(delay)))
+    bed.see_ns(7, "spo2", 89.9)
+    due = 7 + round(delay * NS)
+    assert bed.watch.next_deadline() == due
+    assert bed.tick_ns(due - 1) == []
+    (change,) = bed.tick_ns(due)
+    assert (change.condition, change.present, change.at_ns) == ("spo2_low", True, due)
+    early = Bedside(preset(tmp_path, low(delay)))
+    early.see_ns(7, "spo2", 89.9)
+    early.see_ns(due - 1, "spo2", 90)
+    assert early.tick_ns(due + 10 * NS) == [], "back inside one nanosecond before"
+    late = Bedside(preset(tmp_path, low(delay)))
+    late.see_ns(7, "spo2", 89.9)
+    (change,) = late.see_ns(due, "spo2", 90)
+    assert change.present, "at its time it is due, whatever comes with it"
+
+
+@pytest.mark.alm("ALM-07")
+def test_the_off_delay_is_exact_to_the_nanosecond(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, low(0, 5)))
+    bed.see_ns(0, "spo2", 85)
+    bed.see_ns(3, "spo2", 92)
+    assert bed.tick_ns(5 * NS + 2) == []
+    (change,) = bed.tick_ns(5 * NS + 3)
+    assert (change.present, change.at_ns, change.value) == (False, 5 * NS + 3, None)
+
+
+@pytest.mark.alm("ALM-08")
+@pytest.mark.parametrize("amplitude", [1.0, 1.999])
+def test_a_value_that_swings_about_its_limit_is_one_alarm(tmp_path: Path, amplitude: float) -> None:
+    bed = Bedside(preset(tmp_path, low(5, 5)))
+    bed.see(0, "spo2", 89)
+    for half in range(1, 1200):
+        bed.see(half / 2, "spo2", 90 - amplitude if half < 20 or half % 2 else 90 + amplitude)
+        bed.tick(half / 2)
+    assert bed.log == [(5, "spo2_low", True)]
+
+
+@pytest.mark.alm("ALM-08")
+@pytest.mark.parametrize(
+    ("present", "term", "out", "held", "free"),
+    [("below 90", "spo2", 89.99, 91.99, 92), ("above 120", "heart_rate", 120.01, 118.01, 118),
+     ("outside 36 39", "temp", 35.99, 37.99, 38), ("outside 36 39", "temp", 39.01, 37.01, 37)],
+)  # fmt: skip
+def test_the_deadband_ends_at_its_bound(
+    tmp_path: Path, present: str, term: str, out: float, held: float, free: float
+) -> None:
+    deadband = 1 if term == "temp" else 2
+    free, held = {("temp", 38): (37, 36.99), ("temp", 37): (38, 38.01)}.get((term, free), (free, held))
+    row = low(0, 0).replace("below 90", present).replace('"spo2"', f'"{term}"')
+    bed = Bedside(preset(tmp_path, row.replace("deadband = 2", f"deadband = {deadband}")))
+    assert bed.see(0, term, held) == [], "the deadband is no second limit"
+    assert [change.present for change in bed.see(1, term, out)] == [True]
+    assert bed.see(2, term, held) == []
+    assert [change.present for change in bed.see(3, term, free)] == [False]
+
+
+@pytest.mark.parametrize(("present", "inside", "outside"), [
+    ("below 90", 90, 89.999), ("above 90", 90, 90.001), ("outside 80 90", 80, 79.999), ("outside 80 90", 90, 90.001),
+])  # fmt: skip
+def test_limits_are_inclusive(tmp_path: Path, present: str, inside: float, outside: float) -> None:
+    bed = Bedside(preset(tmp_path, low(0, 0).replace("below 90", present)))
+    assert bed.see(0, "spo2", inside) == []
+    assert bed.see(1, "spo2", inside) == []
+    (change,) = bed.see(2, "spo2", outside)
+    assert (change.value, change.source, change.bed) == (outside, "mon", BED)
+
+
+@pytest.mark.alm("ALM-17")
+def test_no_asystole_apnoea_or_missing_lead_before_the_first_valid_data() -> None:
+    for name in ("adult", "paediatric", "neonate"):
+        bed = Bedside(load_presets()[name])
+        for second in range(0, 200):
+            bed.see(second, "heart_rate", 0)
+            bed.see(second, "pulse_rate", 0)
+            bed.see(second, "resp_rate", 0 if second % 2 else 2.99)
+            bed.see(second, "spo2", None)
+            bed.tick(second)
+        bed.tick(400)
+        assert bed.log == [], "a monitor without a patient, and then none at all"
+        bed.see(401, "heart_rate", 1)
+        bed.see(401, "resp_rate", 3)
+        bed.see(402, "heart_rate", 0)
+        bed.see(402, "resp_rate", 0)
+        bed.tick(407)
+        assert {"apnoea", "heart_rate_extreme_low"} <= bed.present
+
+
+@pytest.mark.alm("ALM-17")
+def test_arming_by_measured_time_is_exact(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, low(0, 0, 'arming = "measured 30"')))
+    bed.see_ns(5, "spo2", 85)
+    assert bed.see_ns(30 * NS + 4, "spo2", 85) == []
+    assert len(bed.see_ns(30 * NS + 5, "spo2", 85)) == 1
+
+
+def test_a_limit_that_is_not_armed_does_not_stop_the_others(tmp_path: Path) -> None:
+    late = low(0, 0, 'arming = "measured 30"').replace("spo2_low", "late").replace("below 90", "below 95")
+    bed = Bedside(preset(tmp_path, late + low(0, 0)))
+    bed.see(0, "spo2", 85)
+    assert bed.present == {"spo2_low"}
+    bed.see(1, "spo2", 97)
+    assert not next(iter(bed.watch._beds[BED].slots.values())).quiet, "not until all are armed"
+    bed.see(30, "spo2", 94)
+    assert bed.present == {"late"}
+
+
+# -- severity: deficit x time ------------------------------------------------------------------------------------------
+
+
+def severe(tmp_path: Path, amount: float = 50, delay: float = 15, limit: str = "below 90") -> Bedside:
+    return Bedside(preset(tmp_path, low(delay, 0, f"severity = {amount}").replace("below 90", limit)))
+
+
+@pytest.mark.alm("ALM-07")
+@pytest.mark.parametrize(("value", "at"), [(80, 5), (85, 10), (87.5, 15), (86, 12.5), (89, 15), (40, 1)])
+def test_severity_is_reached_between_values_at_its_time(tmp_path: Path, value: float, at: float) -> None:
+    bed = severe(tmp_path)
+    bed.see(0, "spo2", value)
+    assert bed.watch.next_deadline() == at * NS
+    assert bed.tick_ns(round(at * NS) - 1) == []
+    bed.tick_ns(round(at * NS))
+    assert bed.log == [(at, "spo2_low", True)]
+
+
+def test_severity_adds_up_over_values_and_never_lengthens_the_delay(tmp_path: Path) -> None:
+    bed = severe(tmp_path)
+    bed.see(0, "spo2", 88)  # 2 x 5
+    bed.see(5, "spo2", 80)  # 10 x 3
+    bed.see(8, "spo2", 89)  # 1 x 4
+    bed.see(12, "spo2", 87)  # 3 x 2 are left
+    assert bed.watch.next_deadline() == 14 * NS
+    bed.tick_ns(14 * NS - 1)
+    assert bed.log == []
+    bed.tick_ns(14 * NS)
+    assert bed.log == [(14, "spo2_low", True)]
+    mild = severe(tmp_path)
+    mild.see(0, "spo2", 80)
+    mild.see(1, "spo2", 89)
+    mild.tick_ns(15 * NS - 1)
+    assert mild.log == []
+    mild.tick_ns(15 * NS)
+    assert mild.log == [(15, "spo2_low", True)]
+
+
+def test_severity_begins_anew_after_a_value_inside(tmp_path: Path) -> None:
+    bed = severe(tmp_path)
+    bed.see(0, "spo2", 80)
+    bed.see(4.9, "spo2", 90)
+    bed.see(5, "spo2", 80)
+    bed.tick(9.9)
+    assert bed.log == []
+    bed.tick(10)
+    assert bed.log == [(10, "spo2_low", True)]
+
+
+def test_severity_takes_the_worst_of_several_streams(tmp_path: Path) -> None:
+    bed = severe(tmp_path)
+    bed.see(0, "spo2", 88, channel="a")
+    bed.see(1, "spo2", 80, channel="b")  # 2 by now
+    bed.see(2, "spo2", 86, channel="a")  # 12 by now, b still weighs
+    bed.see(3, "spo2", 97, channel="b")  # 22, now a alone with 4
+    bed.tick_ns(10 * NS - 1)
+    assert bed.log == []
+    bed.tick_ns(10 * NS)
+    assert bed.log == [(10, "spo2_low", True)]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("above 70", 80), ("outside 50 70", 80), ("outside 90 95", 80)])
+def test_severity_on_either_side(tmp_path: Path, limit: str, value: float) -> None:
+    bed = severe(tmp_path, limit=limit)
+    bed.see(0, "spo2", value)
+    assert bed.watch.next_deadline() == 5 * NS
+
+
+def test_severity_of_a_late_tick_and_of_none(tmp_path: Path) -> None:
+    bed = severe(tmp_path)
+    bed.see(0, "spo2", 80)
+    assert [(change.condition, change.present) for change in bed.see(7, "spo2", 97)] == [
+        ("spo2_low", True), ("spo2_low", False),
+    ]  # fmt: skip
+    plain = severe(tmp_path, 0)
+    plain.see(0, "spo2", 2)
+    assert plain.watch.next_deadline() == 15 * NS
+    none_left = severe(tmp_path, 50, 0)
+    assert len(none_left.see(0, "spo2", 89)) == 1
+
+
+def test_severity_weighs_what_is_left_when_a_stream_ages(tmp_path: Path) -> None:
+    bed = Bedside(
+        preset(
+            tmp_path,
+            low(15, 0, "severity = 50") + '[[condition]]\nid = "spo2_stale"\npresent = "silent 3"\n',
+        )
+    )
+    bed.see(0, "spo2", 85, channel="a")
+    bed.see(2, "spo2", 89, channel="b")
+    bed.tick(3)  # a has aged: 15 by now, b weighs 1
+    for second in range(4, 15):
+        bed.see(second, "spo2", 89, channel="b")
+        bed.tick(second)
+    assert bed.log == []
+    bed.tick(15)
+    assert bed.log == [(15, "spo2_low", True)]
+
+
+def test_a_changed_preset_weighs_at_once(tmp_path: Path) -> None:
+    bed = severe(tmp_path, 0)
+    bed.see(0, "spo2", 80)
+    bed.change(2, preset(tmp_path, low(15, 0, "severity = 50")))
+    assert bed.watch.next_deadline() == 7 * NS, "weighed from the change on"
+    bed.change(4, preset(tmp_path, low(15, 0, "severity = 100")))
+    assert bed.watch.next_deadline() == 12 * NS
+    bed.change(5, preset(tmp_path, low(15, 0, "severity = 30")))
+    bed.tick(5)
+    assert bed.log == [(5, "spo2_low", True)]
+
+
+def test_streams_are_told_apart_up_to_the_number_and_no_further(prompt: Bedside) -> None:
+    for number in range(SLOTS_PER_BED):
+        prompt.see(1, "spo2", 97, channel=str(number))
+    slots = prompt.watch._beds[BED].slots
+    assert len(slots) == SLOTS_PER_BED and ("", "spo2", "") not in slots
+    prompt.see(1, "spo2", 97, channel="x", source="a")
+    prompt.see(1, "spo2", 97, channel="y", source="b")
+    prompt.see(1, "heart_rate", 70)
+    assert len(slots) == SLOTS_PER_BED + 2 and ("", "spo2", "") in slots and ("", "heart_rate", "") in slots
+    prompt.see(2, "spo2", 85, channel="x", source="a")
+    prompt.see(3, "spo2", 97, channel="y", source="b")
+    assert [entry[1:] for entry in prompt.log] == [("spo2_low", True), ("spo2_low", False)]
+
+
+def test_an_aged_stream_is_fresh_again_with_its_next_value(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 97, channel="a")
+    for second in range(0, 60, 2):
+        prompt.see(second, "spo2", 97, channel="b")
+        prompt.tick(second)
+    prompt.see(59, "spo2", 97, channel="a")
+    prompt.tick(88.9)
+    assert prompt.log == []
+    prompt.tick(89)
+    assert prompt.log == [(89, "spo2_stale", True)], "a has been fresh to the end"
+
+
+def test_the_next_deadline_is_of_something_that_waits(bed: Bedside) -> None:
+    assert bed.watch.next_deadline() is None
+    bed.see(0, "spo2", 85)
+    assert bed.watch.next_deadline() == 15 * NS
+    bed.see(1, "spo2", 97)
+    assert bed.watch.next_deadline() == 30 * NS
+    assert bed.tick(29) == [] and list(bed.watch.tick(29 * NS)) == []
