@@ -42,7 +42,7 @@ def test_an_entry_is_hashed_over_its_predecessor_and_its_canonical_bytes() -> No
         b'"source":"nonin@serial:///dev/ttyUSB0"}}'
     )
     assert chain.parse(plain) == entry
-    assert chain.GENESIS == hashlib.sha256(b"bedside-edge alarm log, version 1").digest()
+    assert hashlib.sha256(b"bedside-edge alarm log, version 1").digest() == chain.GENESIS
     assert chain.next_hash(chain.GENESIS, plain) == hashlib.sha256(chain.GENESIS + plain).digest()
 
 

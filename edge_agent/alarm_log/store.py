@@ -35,7 +35,7 @@ APPLICATION_ID = int.from_bytes(MAGIC, "big")
 SCHEMA_VERSION = 1
 PAGE_BYTES = 4096
 _TAIL = 16  # entries checked at the start; all of them would make a restart wait, `alarms verify` checks them
-_DROP_SHARE = 50  # a fiftieth of the entries goes at once: a mark for every single one would fill the log
+_DROP_SHARE = 50  # at least a fiftieth of the entries goes at once: marks for single ones would fill the log
 _WAL_LIMIT_BYTES = 4 << 20  # the write-ahead log is cut back to this after a checkpoint
 
 _SCHEMA = (
@@ -146,6 +146,8 @@ def open_box(connection: sqlite3.Connection, kek: bytes) -> tuple[Box, bytes, He
     if found is None:
         raise BadLog("its head is missing")
     wrapped, fingerprint, blob = found
+    if not all(isinstance(value, bytes) for value in found):  # a cut page reads as nothing
+        raise BadLog("its head is damaged")
     if fingerprint != keys.fingerprint(kek):
         raise WrongKey(f"sealed under another key ({fingerprint.hex()}, not {keys.fingerprint(kek).hex()})")
     key = keys.unwrap(kek, wrapped)
@@ -190,12 +192,12 @@ class Store:
             self.last = self._check_tail()
             self.active = {name: _ACTIVE.decode(blob) for name, blob in self._opened("active")}
             self.settings = dict(self._opened("settings"))
-        except (Damaged, msgspec.DecodeError, chain.Broken) as error:
+        except (Damaged, chain.Broken, ValueError, TypeError) as error:  # DecodeError is a ValueError
             self.abandon()
             raise BadLog(str(error)) from error
         except sqlite3.Error as error:
             self.abandon()
-            if is_damage(error):
+            if is_damage(error) or not hasattr(error, "sqlite_errorcode"):  # the latter: a text that is not UTF-8
                 raise BadLog(str(error)) from error
             raise
         except BaseException:
@@ -269,10 +271,12 @@ class Store:
 
     def drop_oldest(self, batch: Batch) -> dict[str, int | str] | None:
         """What a mark says of the oldest entries that the batch now drops; None while the file is within its size."""
-        if self.used_bytes() <= self._limit_bytes:
+        used = self.used_bytes()
+        if used <= self._limit_bytes:
             return None
         stored = self.head.number - self.head.after
-        through = self.head.after + min(max(1, stored // _DROP_SHARE), stored - 1)
+        excess = (used - self._limit_bytes) * stored // used + 1  # in entries
+        through = self.head.after + min(max(excess, stored // _DROP_SHARE), stored - 1)
         found = self._connection.execute("SELECT hash FROM entries WHERE number = ?", (through,)).fetchone()
         if found is None or through <= self.head.after:
             return None
