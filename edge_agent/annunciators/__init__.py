@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,12 +10,11 @@ from edge_agent.annunciators.annunciator import Annunciator
 from edge_agent.annunciators.console import Console
 from edge_agent.annunciators.gpio import Gpio
 from edge_agent.annunciators.output import Output
+from edge_agent.annunciators.pace import prefer_alarm_loop
 from edge_agent.annunciators.record import Record
 from edge_agent.annunciators.sound import Sound
 
-HAND_OVER_S = 0.0005  # for which a busy thread keeps the interpreter when a pulse is due; 5 ms is Python's own value
-
-__all__ = ["Annunciator", "open_annunciators"]
+__all__ = ["Annunciator", "open_annunciators", "prefer_alarm_loop"]
 
 
 def open_annunciators(
@@ -30,7 +28,6 @@ def open_annunciators(
 
     A sound that nobody answers gets louder after `escalate_s`, and again after twice that time; 0: never.
     """
-    sys.setswitchinterval(min(sys.getswitchinterval(), HAND_OVER_S))
     return [
         Annunciator(_output(one, resolve), bed=one.bed, on_fault=on_fault, escalate_s=escalate_s) for one in settings
     ]

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from edge_agent.annunciators import pace
 from edge_agent.annunciators.edges import Edge
 from edge_agent.annunciators.output import FaultError, Output
 from edge_agent.annunciators.player import Player
@@ -31,7 +32,6 @@ from edge_agent.records import Signal
 
 RETRY_S = 5.0  # between attempts to open an output that failed
 QUEUE = 1024  # signals that may wait; beyond it only the newest of each bed counts
-REALTIME_PRIORITY = 10  # SCHED_FIFO above all ordinary threads, below the kernel's interrupt threads (50)
 NS = 1_000_000_000
 
 
@@ -139,10 +139,7 @@ class Annunciator:
             raise
 
     def _play(self) -> None:
-        try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
-        except OSError:
-            pass  # not allowed: the thread competes with all others, as docs/alarms.md says
+        pace.prefer_pulses()  # where it is not allowed the thread competes with all others, as docs/alarms.md says
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         next_ns = self._turn()
