@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from math import isnan
 from typing import Final
 
+import msgspec
+
 from edge_agent import terms
 from edge_agent.records import Observation
 
@@ -49,6 +51,7 @@ class Trends:
         self._rings = {bed: _Ring(most, slots) for bed in beds}
         self._number: int | None = None  # of the interval that runs
         self._views: dict[str, dict[str, list[float | None]]] = {}
+        self._encoded: dict[str, msgspec.Raw] = {}
 
     def sample(self, latest: Mapping[str, Mapping[str, Observation]], at_ns: int) -> bool:
         """Take note of the latest observations; whether an interval has ended. To be called about once a second."""
@@ -74,10 +77,18 @@ class Trends:
             found = self._views[bed] = self._build(self._rings[bed])
         return found
 
+    def encoded(self, bed: str) -> msgspec.Raw:
+        """`view` as JSON, made once an interval: in a status every second it costs no more than a copy."""
+        found = self._encoded.get(bed)
+        if found is None:
+            found = self._encoded[bed] = msgspec.Raw(msgspec.json.encode(self.view(bed)))
+        return found
+
     def clear(self, bed: str) -> None:
         """Forget a bed: another patient lies in it."""
         self._rings[bed] = _Ring(self._most, self._slots)
         self._views.pop(bed, None)
+        self._encoded.pop(bed, None)
 
     def _note(self, latest: Mapping[str, Mapping[str, Observation]]) -> None:
         number, interval_ns, shown = self._number, self._interval_ns, self._shown
@@ -117,6 +128,7 @@ class Trends:
                 for slot in missed:
                     ring.samples[start + slot] = _NONE
         self._views.clear()
+        self._encoded.clear()
 
     def _build(self, ring: _Ring) -> dict[str, list[float | None]]:
         slots = self._slots

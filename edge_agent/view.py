@@ -1,82 +1,92 @@
-"""The terminal view of a running agent: beds with values and alarm states, sources, latency, buffer and cloud.
+"""The terminal view of a running agent: beds with vital signs, trends and alarms, sources, latency, buffer and cloud.
 
-It draws what the control socket's `status` says and decides nothing. An alarm is told by pattern and word as well as by
-colour ("!!! HIGH"), a value that is not valid never shows a number, and beds with the highest alarms stay visible when
-the terminal is too small for all of them.
+It draws what the control socket's `status` says and decides nothing. Theory of operation: a frame is a list of lines
+that is never higher or wider than the terminal. What must be seen comes first (faults, alarms, the notice); the beds
+take the richest of three forms that fits them all: a card with a trend for each vital sign, two lines, or one line.
+When not even one line a bed fits, the beds with the highest alarms stay and a line tells how many do not.
 
-Source: IEC 60601-1-8, 6.3.2.2 (red, yellow and cyan for high, medium and low priority).
+Keys of `status` that may be missing: `trends`, `limits`, `limits_off` and `preset_changed` of a bed, `max_age_s` of a
+value, `buttons`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
-from edge_agent import terms
-
-Status = dict[str, Any]
-
-PRIORITIES = ("high", "medium", "low", "none")
-_PATTERN = {"high": "!!!", "medium": "!!", "low": "!", "none": ""}
-_STYLE = {"high": "bold white on red", "medium": "bold black on yellow", "low": "bold black on cyan", "none": ""}
-_TEXT_STYLE = {"high": "bold red", "medium": "bold yellow", "low": "bold cyan", "none": ""}
-_LINK_STYLE = {"connected": "green", "silent": "bold yellow", "lost": "bold red", "starting": "dim"}
-_OLD_S = 10.0  # a value older than this shows its age; most devices send once a second
-
-# Column heading, and the terms it may show: the first one that the bed has, or all of them joined by "/" when `joined`.
-_COLUMNS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("HR", ("heart_rate",), False),
-    ("SpO2", ("spo2",), False),
-    ("PR", ("pulse_rate", "pulse_rate_other", "abp_pulse_rate", "nibp_pulse_rate"), False),
-    ("RR", ("resp_rate", "resp_rate_impedance", "resp_rate_co2", "resp_rate_pleth"), False),
-    ("NIBP", ("nibp_sys", "nibp_dia", "nibp_mean"), True),
-    ("ABP", ("abp_sys", "abp_dia", "abp_mean"), True),
-    ("Temp", ("temp", "temp_core", "temp_skin", "temp_axillary"), False),
-    ("etCO2", ("etco2",), False),
+from edge_agent.trends import INTERVAL_S, SLOTS
+from edge_agent.view_beds import (
+    ASCII,
+    BLOCKS,
+    PRIORITIES,
+    TEXT_STYLE,
+    Glyphs,
+    Status,
+    alarm_line,
+    alarm_text,
+    badge,
+    by_priority,
+    clean,
+    clock,
+    cut,
+    duration,
+    heading,
+    inactivation,
+    joined,
+    priority_of,
+    styled,
+    vital_lines,
+    vitals,
 )
 
+_LINK_STYLE = {"connected": "green", "silent": "bold yellow", "lost": "bold red", "starting": "dim"}
+_FAULT = "bold yellow"
+_TALLEST_TREND = 4  # lines: more show nothing that a person would read off from across the bed
+_PLAIN = str.maketrans({"…": "~", "°": " "})
+_CRITICAL = "edical device"  # the sentence of the notice that stays when there is no room for the whole
 
-def clean(text: object) -> str:
-    """Text without anything a terminal would act on: what a device sent may hold control or escape characters."""
-    return "".join(character if character.isprintable() else "?" for character in str(text))
+
+class Lost(NamedTuple):
+    """No agent answers: for how long, and why."""
+
+    since_s: float
+    detail: str
 
 
-def render(status: Status, width: int = 120, height: int = 40) -> RenderableType:
-    """The whole view of one `status`, for a terminal of that many columns and lines."""
-    foot = _footer(status)
-    sources = _sources(status, width)
-    gateway = _alarm_lines(status.get("gateway_alarms", ()))
-    foot_lines = sum(-(-len(line) // width) for line in foot)
-    fixed = 5 + foot_lines + (sources.row_count + 2 if sources else 0) + (1 if gateway else 0)  # 5: title and headings
-    shown, hidden = _fit(status.get("beds", ()), height - fixed)
-    parts: list[RenderableType] = [_title(status)]
-    if gateway:
-        parts.append(Text.assemble(("gateway ", "bold"), Text("  ").join(gateway)))
-    parts.append(_beds(shown, width))
-    if hidden:
-        worst = min((_priority(bed) for bed in hidden), key=PRIORITIES.index)
-        note = f"{len(hidden)} more beds are not shown, make the terminal taller"
-        parts.append(Text(f"{note} (highest alarm among them: {worst})", style=_TEXT_STYLE[worst] or "dim"))
-    if sources:
-        parts += [Rule(style="dim"), sources]
-    parts.append(Rule(style="dim"))
-    parts += foot
-    return Group(*parts)
+class NoBed(ValueError):
+    """The bed that was asked for does not exist; `str` names those that do."""
+
+
+def render(
+    status: Status | Lost, width: int = 120, height: int = 40, bed: str | None = None, glyphs: Glyphs = BLOCKS
+) -> RenderableType:
+    """The whole view of one `status`, for a terminal of that many columns and lines; of one bed when `bed` names it.
+
+    Raises: NoBed.
+    """
+    lines = _lost(status, width) if isinstance(status, Lost) else _frame(status, width, height, bed, glyphs)
+    for line in lines:
+        line.no_wrap = True
+        if glyphs is ASCII:  # the same length, so that styles stay where they are
+            line.plain = line.plain.translate(_PLAIN).encode("ascii", "replace").decode()
+    return Group(*lines)
 
 
 def plain_line(status: Status) -> str:
     """The status in one line without colour, for logs and pipes."""
     alarms = [
-        f"{clean(bed['id'])} {alarm['priority'].upper()} {_text(alarm)} ({alarm['kind']}, {alarm['state']})"
+        f"{clean(bed['id'])} {alarm['priority'].upper()} {alarm_text(alarm)} ({alarm['kind']}, {alarm['state']})"
         for bed in status.get("beds", ())
-        for alarm in _sorted(bed.get("alarms", ()))
-    ] + [f"gateway {alarm['priority'].upper()} {_text(alarm)}" for alarm in status.get("gateway_alarms", ())]
+        for alarm in by_priority(bed.get("alarms", ()))
+    ] + [f"gateway {alarm['priority'].upper()} {alarm_text(alarm)}" for alarm in status.get("gateway_alarms", ())]
     links = " ".join(f"{clean(source['name'])}={source['state']}" for source in status.get("sources", ()))
     buffer = status.get("buffer") or {}
     cloud = status.get("cloud")
@@ -88,197 +98,226 @@ def plain_line(status: Status) -> str:
     )
 
 
-def screen(console: Console | None = None) -> Live:
+@contextmanager
+def screen(console: Console | None = None) -> Iterator[Live]:
     """A full-screen display, a context manager; `show` puts a status on it."""
-    return Live(console=console, screen=True, auto_refresh=False, transient=True)
+    with Live(console=console, screen=True, auto_refresh=False, transient=True, vertical_overflow="crop") as display:
+        yield display
 
 
-def show(display: Live, status: Status) -> None:
+def show(display: Live, status: Status | Lost, bed: str | None = None, *, plain: bool = False) -> None:
     """Draw `status` on a `screen`, in the size that the terminal has now."""
-    display.update(render(status, display.console.width, display.console.height), refresh=True)
+    console = display.console
+    display.update(render(status, console.width, console.height, bed, glyphs_for(console, plain)), refresh=True)
 
 
-def live(statuses: Iterable[Status], console: Console | None = None) -> None:
+def live(
+    statuses: Iterable[Status | Lost], console: Console | None = None, bed: str | None = None, *, plain: bool = False
+) -> None:
     """Draw each status as it comes, full screen, until they end or Ctrl-C is pressed."""
     with screen(console) as display:
         try:
             for status in statuses:
-                show(display, status)
+                show(display, status, bed, plain=plain)
         except KeyboardInterrupt:
             pass  # that is how a person leaves the view
 
 
-def _title(status: Status) -> Text:
+def glyphs_for(console: Console, plain: bool = False) -> Glyphs:
+    """Block characters where the terminal has them, else what every terminal has; `plain` asks for the latter."""
+    return ASCII if plain or not console.encoding.lower().startswith("utf") else BLOCKS
+
+
+def once(
+    status: Status, size: tuple[int, int] | None = None, bed: str | None = None, *, plain: bool = False, svg: str = ""
+) -> str:
+    """Print one frame in the terminal's size or `size`; the frame as an SVG image titled `svg`, when that is given."""
+    width, height = size or (None, None)
+    console = Console(width=width, height=height, highlight=False)
+    width, height = size or (console.width, console.height)
+    frame = render(status, width, height, bed, glyphs_for(console, plain))
+    if not svg:
+        console.print(frame)
+        return ""
+    image = Console(
+        width=width, height=height, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    image.print(frame)
+    drawn = image.export_svg(title=svg, unique_id="watch")
+    # without the font that it would fetch from the network: a hospital's page shows it in its own
+    return re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
+
+
+# -- the frame ----------------------------------------------------------------------------------------------------
+
+
+def _frame(status: Status, width: int, height: int, only: str | None, glyphs: Glyphs) -> list[Text]:
+    notice = _notice(str(status.get("notice", "")), width, max(1, height // 8))
+    top = [_title(status, width), *_gateway(status, width, max(1, height // 5))]
+    faults = _faults(status, width, max(1, height // 8))
+    short = [*faults, _summary(status, width)]
+    full = [Text("─" * width if glyphs is BLOCKS else "-" * width, style="dim"), *_whole_footer(status, width)]
+    room = height - len(top) - len(notice)
+    if only is not None:
+        foot = short if height >= 20 else faults
+        return [*top, *_large(status, only, width, room - len(foot), glyphs), *foot, *notice]
+    beds: Sequence[Status] = status.get("beds", ())
+    forms: tuple[tuple[Callable[[Status, int, Glyphs], list[Text]], list[Text]], ...] = (
+        (_card, full), (_card, short), (_card, faults), (_brief, short), (_brief, faults), (_row, short),
+    )  # fmt: skip
+    for form, foot in forms:
+        body = [line for bed in beds for line in form(bed, width, glyphs)]
+        if len(body) <= room - len(foot):
+            return [*top, *body, *foot, *notice]
+    return [*top, *_most_urgent(beds, width, room - len(faults), glyphs), *faults, *notice]
+
+
+def _most_urgent(beds: Sequence[Status], width: int, room: int, glyphs: Glyphs) -> list[Text]:
+    """One line a bed for those with the highest alarms, in their own order, and one that tells of the others."""
+    by_need = sorted(range(len(beds)), key=lambda index: (PRIORITIES.index(priority_of(beds[index])), index))
+    room = max(2, room)
+    kept = set(by_need[:room]) if len(beds) <= room else set(by_need[: room - 1])
+    body = [line for index, bed in enumerate(beds) if index in kept for line in _row(bed, width, glyphs)]
+    hidden = [bed for index, bed in enumerate(beds) if index not in kept]
+    if hidden:
+        worst = min((priority_of(bed) for bed in hidden), key=PRIORITIES.index)
+        note = f"+{len(hidden)} beds not shown, highest alarm: {worst.upper()}"
+        body.append(cut(Text(note, style=TEXT_STYLE[worst] or "dim"), width))
+    return body
+
+
+def _card(bed: Status, width: int, glyphs: Glyphs) -> list[Text]:
+    alarms = [cut(Text("  ") + alarm_line(alarm, width - 2), width) for alarm in by_priority(bed.get("alarms", ()))]
+    return [heading(bed, width), *alarms, *vital_lines(vitals(bed, glyphs), width, 1, glyphs)]
+
+
+def _brief(bed: Status, width: int, glyphs: Glyphs) -> list[Text]:
+    alarms = [cut(Text("  ") + alarm_line(alarm, width - 2), width) for alarm in by_priority(bed.get("alarms", ()))]
+    numbers = Text(" ")
+    _append_vitals(numbers, bed, width, glyphs)
+    return [heading(bed, width), *alarms, numbers]
+
+
+def _row(bed: Status, width: int, glyphs: Glyphs) -> list[Text]:
+    name = clean(bed["id"])
+    line = cut(styled(f"{name:<8}" if width >= 60 else name, "bold"), max(8, width // 4)) + Text(" ")
+    alarms = by_priority(bed.get("alarms", ()))
+    inactive = inactivation(bed)
+    if alarms:
+        more = Text(f" +{len(alarms) - 1}", style="bold") if len(alarms) > 1 and width >= 60 else Text()
+        left = width - line.cell_len - more.cell_len - inactive.cell_len
+        # vital signs get what the alarm leaves
+        line = line + alarm_line(alarms[0], min(left, max(width // 2, left - 30))) + more + inactive
+    else:
+        priority = priority_of(bed)
+        line = line + (badge(priority) if priority != "none" else styled("no alarm", "dim")) + inactive
+    _append_vitals(line, bed, width, glyphs)
+    return [cut(line, width)]
+
+
+def _append_vitals(line: Text, bed: Status, width: int, glyphs: Glyphs) -> None:
+    """Put as many whole vital signs behind the line as fit."""
+    for vital in vitals(bed, glyphs):
+        part = joined(vital)
+        if line.cell_len + 2 + part.cell_len > width:
+            return
+        line.append(" " if line.plain == " " else "  ")
+        line.append(part)
+
+
+def _large(status: Status, only: str, width: int, room: int, glyphs: Glyphs) -> list[Text]:
+    """One bed in all the room there is; the highest alarm of the others keeps a line."""
+    beds: Sequence[Status] = status.get("beds", ())
+    bed = next((each for each in beds if each["id"] == only), None)
+    if bed is None:
+        raise NoBed(f"no bed {only!r}; known: {', '.join(clean(each['id']) for each in beds)}")
+    out = [heading(bed, width)]
+    others = [each for each in beds if each is not bed and priority_of(each) != "none"]
+    elsewhere: list[Text] = []
+    if others:
+        worst = min(others, key=lambda each: PRIORITIES.index(priority_of(each)))
+        line = Text("other beds: ") + badge(priority_of(worst)) + Text(f" {clean(worst['id'])}", style="bold")
+        elsewhere = [cut(line + Text(f" and {len(others) - 1} more" if len(others) > 1 else ""), width)]
+    alarms = [alarm_line(alarm, width) for alarm in by_priority(bed.get("alarms", ()))]
+    most = max(1, (room - 1 - len(elsewhere)) // 2)
+    out += _capped(alarms, most, "more alarms", width)
+    reminder = (bed.get("alarm") or {}).get("reminder")
+    found = vitals(bed, glyphs)
+    left = room - len(out) - len(elsewhere)
+    if reminder and left > len(found):
+        of = ", ".join(map(clean, reminder.get("of", ())))
+        out.append(cut(Text(f"reminder in {clock(reminder.get('next_s', 0))} of: {of}", style="dim"), width))
+        left -= 1
+    tall = max(1, min(_TALLEST_TREND, left // max(1, len(found))))
+    lines = vital_lines(found, width, tall, glyphs)
+    if bed.get("trends") and left > len(lines):
+        out.append(Text(f"{f'last {INTERVAL_S * SLOTS // 60} min':>{width}}", style="dim"))
+    return [*out, *_capped(lines, max(1, left), "more vital signs", width), *elsewhere]
+
+
+def _capped(lines: list[Text], most: int, what: str, width: int) -> list[Text]:
+    if len(lines) <= most:
+        return lines
+    note = Text(f"+ {len(lines) - most + 1} {what}", style="bold")
+    return [*lines[: most - 1], cut(note, width)]
+
+
+def _lost(lost: Lost, width: int) -> list[Text]:
+    """What is drawn while no agent answers: no value, and what a person must do instead."""
+    loud = "bold white on red"
+    told = (
+        f"NO CONNECTION TO THE GATEWAY for {clock(lost.since_s)}",
+        "Nothing is watched on this screen. Look at the patients and at their monitors.",
+    )
+    lines = [Text(f" {line:<{width - 2}} ", style=loud) for text in told for line in textwrap.wrap(text, width - 2)]
+    lines += [Text(line) for part in lost.detail.splitlines() for line in textwrap.wrap(clean(part), width)]
+    return [*lines, cut(Text("Trying again every second; Ctrl-C ends the view.", style="dim"), width)]
+
+
+# -- what is not of a bed -----------------------------------------------------------------------------------------
+
+
+def _title(status: Status, width: int) -> Text:
     up = int(status.get("uptime_s", 0))
-    return Text.assemble(
+    line = Text.assemble(
         (clean(status.get("gateway", "")), "bold"),
         f"  bedside-edge {clean(status.get('version', ''))}  up {up // 3600}:{up // 60 % 60:02}:{up % 60:02}",
     )
+    return cut(line, width)
 
 
-def _priority(bed: dict[str, Any]) -> str:
-    found = [alarm["priority"] for alarm in bed.get("alarms", ())] + [(bed.get("alarm") or {}).get("priority", "none")]
-    return str(min(found, key=PRIORITIES.index))
+def _notice(text: str, width: int, most: int) -> list[Text]:
+    """The notice in at most `most` lines; the sentence that matters when it is too long."""
+    lines = textwrap.wrap(clean(text), width)
+    if len(lines) > most:
+        critical = [part for part in re.split(r"(?<=\.) ", clean(text)) if _CRITICAL in part]
+        lines = textwrap.wrap(" ".join(critical), width)[:most] if critical else lines[:most]
+    return [Text(line, style="bold") for line in lines]
 
 
-def _sorted(alarms: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(alarms, key=lambda alarm: PRIORITIES.index(alarm["priority"]))
+def _gateway(status: Status, width: int, most: int) -> list[Text]:
+    alarms = by_priority(status.get("gateway_alarms", ()))
+    lines = [styled("gateway ", "bold") + alarm_line(alarm, width - 8) for alarm in alarms]
+    return _capped([cut(line, width) for line in lines], most, "more alarms of the gateway", width)
 
 
-def _lines_of(bed: dict[str, Any]) -> int:
-    paused = 1 if (bed.get("alarm") or {}).get("inactivation") else 0
-    return max(1, len(bed.get("alarms", ())) + paused)
-
-
-def _fit(beds: Sequence[dict[str, Any]], lines: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Beds that fit in so many lines, in their own order, and the rest; the highest alarms are kept."""
-    if sum(map(_lines_of, beds)) <= lines:
-        return list(beds), []
-    by_need = sorted(range(len(beds)), key=lambda index: (PRIORITIES.index(_priority(beds[index])), index))
-    kept: set[int] = set()
-    left = lines - 1  # the line that tells how many are missing
-    for index in by_need:
-        left -= _lines_of(beds[index])
-        if left < 0 and kept:
-            break
-        kept.add(index)
-    return [bed for index, bed in enumerate(beds) if index in kept], [
-        bed for index, bed in enumerate(beds) if index not in kept
+def _faults(status: Status, width: int, most: int) -> list[Text]:
+    """What is wrong with sources, buffer and annunciators, a line each."""
+    told = [
+        (f"source {source['name']}: {source['state']}", source.get("detail", ""))
+        for source in status.get("sources", ())
+        if source["state"] in ("silent", "lost")
     ]
-
-
-def _beds(beds: Sequence[dict[str, Any]], width: int) -> Table:
-    present = {name for bed in beds for name in bed.get("values", {})}
-    columns = [column for column in _COLUMNS if present.intersection(column[1])]
-    room = width - 18 - 46  # the bed's name and its alarms come first
-    while columns and sum(_column_width(column) for column in columns) > room:
-        columns.pop()
-    table = Table(expand=True, box=None, pad_edge=False, header_style="dim")
-    table.add_column("bed", no_wrap=True, min_width=8)
-    table.add_column(
-        "alarm", ratio=3, min_width=36, no_wrap=True, overflow="ellipsis"
-    )  # a line an alarm, or the lines of _fit lie
-    for heading, names, joined in columns:
-        unit = terms.BY_NAME[names[0]].ucum
-        table.add_column(f"{heading} {unit}", justify="right", no_wrap=True, min_width=8 if joined else 6)
-    table.add_column("other", ratio=1, no_wrap=True, overflow="ellipsis")
-    for bed in beds:
-        values: dict[str, dict[str, Any]] = dict(bed.get("values", {}))
-        cells = [_column_cell(names, joined, values) for _, names, joined in columns]
-        others = Text("  ").join(_named(name, value) for name, value in values.items())
-        name = Text.assemble((clean(bed["id"]), "bold"), ("" if bed.get("patient") else " (no patient)", "dim"))
-        table.add_row(name, _alarm_cell(bed), *cells, others)
-    return table
-
-
-def _column_width(column: tuple[str, tuple[str, ...], bool]) -> int:
-    return max(14 if column[2] else 7, len(column[0]) + len(terms.BY_NAME[column[1][0]].ucum) + 1) + 1
-
-
-def _column_cell(names: tuple[str, ...], joined: bool, values: dict[str, dict[str, Any]]) -> Text:
-    """The cell of one column; the terms it shows are taken out of `values`."""
-    if joined:
-        taken = [values.pop(name) for name in names if name in values]
-        text = Text("/").join(map(_number, taken))
-        return text + _age(max((value.get("age_s", 0.0) for value in taken), default=0.0))
-    for name in names:
-        if name in values:
-            return _value(values.pop(name))
-    return Text()
-
-
-def _value(value: dict[str, Any]) -> Text:
-    return _number(value) + _age(value.get("age_s", 0.0))
-
-
-def _age(age_s: float) -> Text:
-    return Text(f" ({_duration(age_s)} ago)", style="dim") if age_s > _OLD_S else Text()
-
-
-def _number(value: dict[str, Any]) -> Text:
-    number, validity = value.get("value"), value.get("validity", "not_available")
-    if number is None or validity in ("invalid", "not_available"):
-        return Text("---", style="dim")
-    text = Text(f"{round(number, 1):g}", style="bold")
-    if validity == "questionable":
-        text.append("?", style="yellow")
-    return text
-
-
-def _named(name: str, value: dict[str, Any]) -> Text:
-    return Text.assemble((f"{clean(name)} ", "dim"), _value(value), (f" {clean(value.get('unit', ''))}", "dim"))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
-def _badge(priority: str) -> Text:
-    return Text(f" {_PATTERN[priority]} {priority.upper()} ", style=_STYLE[priority])
-
-
-def _text(alarm: dict[str, Any]) -> str:
-    """What the alarm says, with the device when it is the device's fault."""
-    source = alarm.get("source") if alarm.get("kind") == "technical" else ""
-    return clean(f"{alarm['text']} [{source}]" if source else alarm["text"])
-
-
-def _alarm_lines(alarms: Iterable[dict[str, Any]]) -> list[Text]:
-    lines = []
-    for alarm in _sorted(alarms):
-        priority = alarm["priority"]
-        line = _badge(priority) if priority != "none" else Text()
-        line.append(f" {_text(alarm)}", style=_TEXT_STYLE[priority])
-        if alarm.get("value") is not None:
-            line.append(f" {round(alarm['value'], 1):g}")
-        if alarm.get("limit"):
-            line.append(f" ({clean(alarm['limit'])})", style="dim")
-        kind = "" if alarm.get("kind") == "physiological" else f"{clean(alarm.get('kind', ''))}, "
-        state = "" if alarm.get("state") == "On" else f"{_STATE.get(alarm.get('state', ''), '')}, "
-        line.append(f" {kind}{state}{_duration(alarm.get('since_s', 0.0))}", style="dim")
-        lines.append(line)
-    return lines
-
-
-_STATE = {"Off": "over", "Latch": "latched", "Ack": "acknowledged"}
-
-
-def _alarm_cell(bed: dict[str, Any]) -> Text:
-    lines = _alarm_lines(bed.get("alarms", ()))
-    inactivation = (bed.get("alarm") or {}).get("inactivation")
-    if inactivation:
-        remaining = inactivation.get("remaining_s")
-        until = f", {_duration(remaining)} left" if remaining is not None else ""
-        lines.append(Text(f" {clean(inactivation['state']).replace('-', ' ')}{until}", style="bold magenta"))
-    return Text("\n").join(lines) if lines else Text("none", style="dim")
-
-
-def _sources(status: Status, width: int) -> Table | None:
-    sources = status.get("sources", ())
-    if not sources:
-        return None
-    table = Table(expand=True, box=None, pad_edge=False, header_style="dim")
-    for heading in ("source", "bed", "state"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
-    table.add_column("detail", no_wrap=True, overflow="ellipsis", ratio=1)
-    for heading in ("items", "rejects"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    most = width // 2
-    for source in sources:
-        beds = source.get("beds", ())
-        named = ", ".join(map(clean, beds)) if len(beds) <= 2 else f"{len(beds)} beds"
-        name = clean(source["name"])
-        table.add_row(
-            name if len(name) <= most else name[: most - 1] + "…",
-            named,
-            Text(source["state"], style=_LINK_STYLE.get(source["state"], "")),
-            clean(source.get("detail", "")),
-            str(source.get("items", 0)),
-            Text(str(source.get("rejects", 0)), style="yellow" if source.get("rejects") else "dim"),
-        )
-    return table
+    if (status.get("buffer") or {}).get("fault"):
+        told.append(("buffer fault", status["buffer"]["fault"]))
+    told += [
+        (f"annunciator fault: {item['kind']}", item["fault"])
+        for item in status.get("annunciators", ())
+        if item.get("fault")
+    ]
+    told += [(f"button fault: {item['name']}", item["fault"]) for item in status.get("buttons", ()) if item["fault"]]
+    lines = [cut(Text(clean(": ".join(filter(None, pair))), style=_FAULT), width) for pair in told]
+    return _capped(lines, most, "more faults", width)
 
 
 def _latency(status: Status) -> str:
@@ -288,23 +327,37 @@ def _latency(status: Status) -> str:
     return f"p50 {latency['p50_us'] / 1000:.2f} ms p99 {latency['p99_us'] / 1000:.2f} ms"
 
 
-def _forwarded(cloud: dict[str, Any]) -> int:
+def _forwarded(cloud: Status) -> int:
     return int(sum((cloud.get("forwarded") or {}).values()))
 
 
-def _footer(status: Status) -> list[Text]:
-    lines = []
+def _summary(status: Status, width: int) -> Text:
+    """Sources, buffer, cloud and alarm path in one line."""
+    sources = status.get("sources", ())
+    connected = sum(source["state"] == "connected" for source in sources)
+    cloud = status.get("cloud")
+    parts = (
+        f"sources {connected}/{len(sources)}",
+        f"cloud {clean(cloud['state'])} {_forwarded(cloud)}" if cloud else "no cloud",
+        f"buffer {(status.get('buffer') or {}).get('stored', 0)}",
+        f"alarm path {_latency(status)}",
+    )
+    return cut(Text(" | ".join(parts), style="dim"), width)
+
+
+def _whole_footer(status: Status, width: int) -> list[Text]:
     latency, buffer, cloud = status.get("latency") or {}, status.get("buffer") or {}, status.get("cloud")
+    lines = [_source_line(source, width) for source in status.get("sources", ())]
     lines.append(Text(f"alarm path  {_latency(status)} (receipt to signal, {latency.get('count', 0)} chunks)"))
     stored = f"buffer      {buffer.get('stored', 0)} records, {buffer.get('pending', 0)} on their way to the disk"
-    line = Text(f"{stored}, {buffer.get('bytes', 0) / 1e6:.1f} MB, oldest {_duration(buffer.get('oldest_s') or 0.0)}")
+    line = Text(f"{stored}, {buffer.get('bytes', 0) / 1e6:.1f} MB, oldest {duration(buffer.get('oldest_s') or 0.0)}")
     if buffer.get("fault"):
-        line.append(f"  fault: {clean(buffer['fault'])}", style="bold yellow")
+        line.append(f"  fault: {clean(buffer['fault'])}", style=_FAULT)
     lines.append(line)
     if cloud:
         count = cloud.get("forwarded") or {}
         line = Text("cloud       ")
-        line.append(clean(cloud["state"]), style="green" if cloud["state"] == "connected" else "bold yellow")
+        line.append(clean(cloud["state"]), style="green" if cloud["state"] == "connected" else _FAULT)
         line.append(f", forwarded {count.get('alerts', 0)} alerts and {count.get('data', 0)} data records")
         line.append(f", backlog {cloud.get('backlog_records', 0)}")
         if cloud.get("detail"):
@@ -312,8 +365,22 @@ def _footer(status: Status) -> list[Text]:
         lines.append(line)
     else:
         lines.append(Text("cloud       no state from cloud-sync", style="dim"))
-    faults = [f"{item['kind']}: {item['fault']}" for item in status.get("annunciators", ()) if item.get("fault")]
-    if faults:
-        lines.append(Text(f"annunciator fault: {clean('; '.join(faults))}", style="bold yellow"))
-    lines.append(Text(clean(status.get("notice", "")), style="bold"))
-    return lines
+    without_sources = {**status, "sources": (), "buffer": {}}  # these have lines of their own here
+    return [cut(line, width) for line in lines] + _faults(without_sources, width, 4)
+
+
+def _source_line(source: Status, width: int) -> Text:
+    name, state, beds = clean(source["name"]), source["state"], source.get("beds", ())
+    most = width // 2
+    line = Text("source      ")
+    line.append(name if len(name) <= most else name[: most - 1] + "…")
+    line.append("  ")
+    line.append(clean(state), style=_LINK_STYLE.get(state, ""))
+    if source.get("detail"):
+        line.append(f" ({clean(source['detail'])})", style="dim")
+    if beds:
+        line.append(f"  {', '.join(map(clean, beds)) if len(beds) <= 2 else f'{len(beds)} beds'}")
+    line.append(f"  {source.get('items', 0)} items")
+    if source.get("rejects"):
+        line.append(f" {source['rejects']} rejects", style="yellow")
+    return line

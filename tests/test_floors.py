@@ -25,7 +25,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "gpiod": ("edge_agent/gpio_chips.py", "edge_agent/annunciators/gpio.py", "edge_agent/button.py"),
     "matplotlib": ("edge_agent/burden/plot.py",),
     "pyarrow": ("edge_agent/burden/",),
-    "rich": ("edge_agent/view.py",),
+    "rich": ("edge_agent/view.py", "edge_agent/view_beds.py"),
 }
 NAMELESS = {"utils", "helpers", "common", "manager", "base", "misc"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 
 from edge_agent import terms
@@ -97,6 +98,18 @@ def test_beds_are_apart_and_a_new_patient_does_not_see_the_last_one() -> None:
     assert (trends.view("A"), trends.view("B")) == ({}, {"spo2": [99.0]})
     trends.sample(latest, START + 10 * S)
     assert trends.view("A") == {}
+
+
+def test_what_is_encoded_is_what_is_seen() -> None:
+    ward = Ward()
+    ward.see("spo2", 91.5, 1)
+    assert json.loads(bytes(ward.trends.encoded("B"))) == {}
+    ward.sample(5)
+    assert json.loads(bytes(ward.trends.encoded("B"))) == ward.trends.view("B") == {"spo2": [91.5]}
+    ward.sample(10)
+    assert json.loads(bytes(ward.trends.encoded("B"))) == {"spo2": [91.5, None]}
+    ward.trends.clear("B")
+    assert bytes(ward.trends.encoded("B")) == b"{}"
 
 
 def test_a_waiting_value_does_not_outlive_its_patient() -> None:
