@@ -21,6 +21,8 @@ COMMANDS: dict[str, str] = {
     "decode": "offline", "drivers": "offline", "replay": "replay",
     "status": "operate", "acknowledge": "operate", "pause": "operate", "resume": "operate", "reset": "operate",
     "admit": "operate", "discharge": "operate", "watch": "operate", "metrics": "operate",
+    "audio-off": "operate", "alarm-off": "operate", "limits": "operate", "limit": "operate", "preset": "operate",
+    "self-test": "operate",
     "doctor": "doctor", "buffer": "buffer", "alarms": "alarms",
 }  # fmt: skip
 
