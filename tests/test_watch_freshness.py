@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from watch_rig import BED, NS, Bedside, low, preset
 
-from edge_agent.presets import load_presets
+from edge_agent.presets import LIMIT_VERBS, load_presets
 from edge_agent.records import Observation
+from edge_agent.terms import TERMS
 from edge_agent.watch import Watch
 from edge_agent.watch.room import RETURN_GRACE_S, SETTLE_S
 
@@ -132,3 +133,129 @@ def test_technical_conditions_of_the_gateway() -> None:
     assert [c.present for c in watch.technical("", "disk_fault", False, 7)] == [False]
     assert list(watch.technical("", "disk_fault", False, 8)) == []
     assert [c.condition for c in watch.technical("", "never heard of", True, 9)] == ["never heard of"]
+
+
+@pytest.mark.alm("ALM-16")
+@pytest.mark.parametrize("name", ["adult", "paediatric", "neonate"])
+def test_every_vital_that_is_watched_is_missed_at_its_age_to_the_nanosecond(name: str) -> None:
+    rows = load_presets()[name]
+    ages = {row.vital: row for row in rows.conditions if row.verb == "silent"}
+    assert {row.vital for row in rows.conditions if row.verb in LIMIT_VERBS} <= set(ages)
+    for vital, row in ages.items():
+        assert row.silence_s is not None
+        bed = Bedside(rows)
+        term = next(term for term in TERMS if term.vital == vital)
+        value = {"temp": 37.0, "resp_rate": 12.0}.get(vital, 70.0)
+        bed.see_ns(5, term.name, value)
+        bed.tick_ns(6)  # a pressure waits for its partner until the next turn
+        again = 5 + round(row.silence_s * NS) // 2
+        bed.see_ns(again, term.name, value)
+        bed.tick_ns(again + 1)
+        due = again + round(row.silence_s * NS)
+        bed.tick_ns(due - 1)
+        assert row.id not in bed.present
+        bed.tick_ns(due)
+        assert row.id in bed.present and row.kind == "technical"
+        assert bed.log[-1][0] * NS == pytest.approx(due) and bed.changes[-1].source == "mon"
+
+
+@pytest.mark.alm("ALM-16")
+def test_a_value_that_is_not_valid_does_not_count_as_data(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 97)
+    for second in range(1, 30):
+        prompt.see(second, "spo2", None, validity="invalid")
+    prompt.tick_ns(30 * NS - 1)
+    assert prompt.log == []
+    prompt.tick_ns(30 * NS)
+    assert prompt.present == {"spo2_stale"}
+
+
+def test_grace_and_settling_are_exact(prompt: Bedside) -> None:
+    prompt.state(0, "lost")
+    prompt.state(5, "connected")
+    prompt.tick_ns(round((5 + RETURN_GRACE_S) * NS) - 1)
+    assert prompt.present == {"source_lost:mon"}
+    (change,) = prompt.tick_ns(round((5 + RETURN_GRACE_S) * NS))
+    assert (change.condition, change.present, change.detail) == ("source_lost:mon", False, "test")
+    prompt.state(20, "silent")
+    prompt.see(30, "spo2", 97)
+    prompt.see(30.5, "spo2", 97)
+    prompt.tick_ns(round((30 + SETTLE_S) * NS) - 1)
+    assert prompt.present == {"source_silent:mon"}
+    prompt.tick_ns(round((30 + SETTLE_S) * NS))
+    assert prompt.present == set()
+
+
+def test_a_value_after_the_link_is_back_shortens_the_grace_and_never_lengthens_it(prompt: Bedside) -> None:
+    prompt.state(0, "lost")
+    prompt.state(5, "connected")
+    prompt.see(5 + RETURN_GRACE_S - 0.5, "spo2", 97)
+    prompt.tick(5 + RETURN_GRACE_S)
+    assert prompt.present == set()
+    prompt.state(20, "lost")
+    prompt.state(21, "connected")
+    prompt.see(22, "spo2", 97)
+    prompt.tick_ns(round((22 + SETTLE_S) * NS) - 1)
+    assert prompt.present == {"source_lost:mon"}
+    prompt.tick_ns(round((22 + SETTLE_S) * NS))
+    assert prompt.present == set()
+
+
+def test_a_source_that_is_lost_again_while_it_settles_stays_lost(prompt: Bedside) -> None:
+    prompt.state(0, "lost")
+    prompt.see(1, "spo2", 97)
+    prompt.state(1.5, "lost")
+    prompt.tick(1000)
+    assert prompt.log == [(0, "source_lost:mon", True)]
+
+
+def test_what_a_source_says_of_itself_is_carried(prompt: Bedside) -> None:
+    (change,) = prompt.state(0, "lost")
+    assert (change.source, change.detail, change.value, change.priority) == ("mon", "test", None, None)
+    changes = prompt.state(1, "silent")
+    assert [change.detail for change in changes] == ["test", "now silent"]
+    assert list(prompt.watch.source_state("mon", ["nobody", BED], "connected", 2 * NS)) == []
+    prompt.tick(2 + RETURN_GRACE_S)
+    assert prompt.present == set(), "an unknown bed does not hide the next"
+    assert prompt.state(20, "connected", "never lost") == []
+
+
+def test_a_row_with_a_delay_hands_over_without_a_gap(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, '[[condition]]\nid = "source_lost"\ndelay_s = 10\n'))
+    bed.state(0, "silent")
+    bed.state(1, "lost")
+    assert bed.present == {"source_silent:mon"}, "lost is not present yet"
+    bed.tick(1 + RETURN_GRACE_S)
+    assert bed.log[1:] == [(11, "source_lost:mon", True), (11, "source_silent:mon", False)]
+
+
+def test_a_reported_condition_carries_its_newest_words(prompt: Bedside) -> None:
+    prompt.technical(0, "driver_fault", True)
+    assert prompt.technical(1, "driver_fault", True) == []
+    (change,) = prompt.take(prompt.watch.technical(BED, "driver_fault", False, 2 * NS, "well again"))
+    assert (change.present, change.detail) == (False, "well again")
+    (change,) = prompt.take(prompt.watch.technical("nobody", "x", True, 3, "words"))
+    assert (change.bed, change.condition, change.present, change.at_ns, change.detail) == (
+        "nobody",
+        "x",
+        True,
+        3,
+        "words",
+    )
+    assert (change.value, change.source) == (None, "")
+
+
+def test_a_lost_source_takes_over_from_stale_vitals_only_what_is_its_own(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 97, source="a")
+    prompt.see(0, "heart_rate", 70, source="b")
+    prompt.state(1, "lost", "a")
+    prompt.tick(30)
+    assert prompt.present == {"source_lost:a", "heart_rate_stale"}
+
+
+def test_a_lost_source_among_two_of_a_vital_does_not_speak_for_the_other(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 85, source="a")
+    prompt.see(0, "spo2", 85, source="b")
+    prompt.state(1, "lost", "a")
+    prompt.tick(30)
+    assert prompt.present == {"source_lost:a", "spo2_stale"}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import random
 from pathlib import Path
 
-from watch_rig import BED, NS, Bedside, preset
+import pytest
+from watch_rig import BED, NS, Bedside, device, preset
 
+from edge_agent.presets import load_presets
 from edge_agent.records import Score
+from edge_agent.watch.room import SLOTS_PER_BED
 
 
 def test_score_raises_and_abstaining_does_nothing(tmp_path: Path) -> None:
@@ -22,3 +27,134 @@ def test_score_raises_and_abstaining_does_nothing(tmp_path: Path) -> None:
     assert bed.log == [(1, "worse", True), (3, "worse", False)]
     bed.tick(63)
     assert bed.present == {"risk_stale"}
+
+
+RISK = (
+    '[[condition]]\nid = "worse"\nkind = "advisory"\nvital = "risk"\npresent = "score_above 0.5"\n'
+    'priority = "medium"\ndelay_s = 5\noff_delay_s = 0\n'
+    '[[condition]]\nid = "risk_stale"\nkind = "technical"\n'
+    'vital = "risk"\npresent = "silent 60"\npriority = "low"\n'
+)
+
+
+def ward(tmp_path: Path) -> Bedside:
+    return Bedside(preset(tmp_path, RISK, "adult"))
+
+
+@pytest.mark.alm("ALM-29")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_a_technical_condition_until_a_finite_one(tmp_path: Path, value: float) -> None:
+    bed = ward(tmp_path)
+    (change,) = bed.score(0, value)
+    assert (change.condition, change.present, change.detail) == ("model_fault:risk", True, "not a finite number")
+    assert bed.score(1, value) == []
+    assert bed.score(2, None) == [], "to abstain is not to be well"
+    (change,) = bed.score(3, 0.1)
+    assert (change.condition, change.present, change.at_ns) == ("model_fault:risk", False, 3 * NS)
+
+
+@pytest.mark.alm("ALM-29")
+def test_a_score_that_stops_coming_is_a_technical_condition(tmp_path: Path) -> None:
+    bed = ward(tmp_path)
+    bed.score(0, 0.9)
+    bed.tick(5)
+    for second in range(10, 60, 10):
+        bed.score(second, math.nan)
+        bed.score(second, None)
+    bed.tick_ns(60 * NS - 1)
+    assert bed.present == {"worse", "model_fault:risk"}
+    bed.tick_ns(60 * NS)
+    assert bed.present == {"risk_stale", "model_fault:risk"}
+    bed.score(61, 0.9)
+    assert bed.present == set(), "with its delay anew"
+
+
+def test_a_fault_of_a_score_without_a_row_is_told_too() -> None:
+    bed = Bedside(load_presets()["adult"])
+    bed.score(0, math.nan, "sepsis")
+    assert bed.present == {"model_fault:sepsis"}
+    bed.score(1, 0.5, "sepsis")
+    bed.score(2, 0.5, "other")
+    assert bed.present == set() and len(bed.watch._beds[BED].scores) == 0
+
+
+@pytest.mark.alm("ALM-29")
+@pytest.mark.parametrize("name", ["spo2", "resp_rate_co2", "heart_rate"])
+def test_a_score_called_like_a_vital_sign_feeds_nothing(name: str) -> None:
+    bed = Bedside(load_presets()["adult"])
+    bed.see(0, "spo2", 75)
+    bed.tick(15)
+    assert bed.present == {"spo2_low", "spo2_desaturation"}
+    for second in range(15, 40):
+        bed.score(second, 99.0, name)
+        bed.tick(second)
+    assert bed.present == {"spo2_stale"}, "nor does it keep a vital fresh"
+    assert bed.watch._beds[BED].vitals["heart_rate"].slots == []
+
+
+def test_a_score_of_an_unknown_bed_is_ignored() -> None:
+    bed = Bedside(load_presets()["adult"])
+    assert list(bed.watch.score("nobody", "model", Score("risk", math.nan, 0))) == []
+
+
+@pytest.mark.alm("ALM-29")
+def test_an_operator_can_change_a_score_limit_and_a_new_patient_forgets_it(tmp_path: Path) -> None:
+    bed = ward(tmp_path)
+    bed.score(0, 0.9)
+    bed.tick(5)
+    bed.change(6, bed.watch._beds[BED].preset.with_row("worse", "score_above 0.95"))
+    assert bed.present == set()
+    bed.take(bed.watch.new_patient(BED, 7 * NS))
+    bed.tick(500)
+    assert bed.present == set(), "the last patient's score is not missed"
+
+
+@pytest.mark.alm("ALM-29")
+def test_no_score_ends_delays_or_lowers_another_condition(tmp_path: Path) -> None:
+    """Random patients with and without a model that says well, ill, nothing, nonsense, or hangs."""
+    rows = load_presets([_file(tmp_path)])["site"]
+    raised: set[str] = set()
+    for seed in range(60):
+        rng, model = random.Random(seed), random.Random(-seed - 1)
+        alone, advised = Bedside(rows), Bedside(rows)
+        at, hung_from = 0.0, model.choice((0, 100, 1e9))
+        while at < 400:
+            at += rng.choice((0.2, 1, 1, 1, 5, 31))
+            step = rng.random()
+            if step < 0.05:
+                state = rng.choice(("lost", "silent", "connected"))
+                calls = [lambda bed, at=at, state=state: bed.state(at, state)]
+            elif step < 0.1:
+                alarm = device(at, rng.choice(("start", "end")), rng.choice(("high", "low")))
+                calls = [lambda bed, alarm=alarm: bed.tell(alarm)]
+            else:
+                term, values = rng.choice((("spo2", (97, 89, 70, 0.9, None)), ("heart_rate", (70, 30, 160, 400, 0))))
+                value = rng.choice(values)  # type: ignore[arg-type]
+                calls = [lambda bed, at=at, term=term, value=value: bed.see(at, term, value)]
+            if at < hung_from:
+                for name in ("risk", "spo2", "heart_rate"):
+                    score = model.choice((0.0, 1.0, 97.0, None, math.nan, math.inf))
+                    advised.take(
+                        advised.watch.score(BED, model.choice(("mon", "model")), Score(name, score, round(at * NS)))
+                    )
+            for bed in (alone, advised):
+                calls[0](bed)
+                bed.tick(at)
+        kept = [c for c in advised.changes if not c.condition.startswith(("model_fault", "worse", "risk_stale"))]
+        assert kept == alone.changes, seed
+        raised |= {c.condition for c in advised.changes} - {c.condition for c in alone.changes}
+    assert {"worse", "risk_stale", "model_fault:risk", "model_fault:spo2"} <= raised
+
+
+def _file(tmp_path: Path) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text(f'name = "site"\nextends = "adult"\n{RISK}')
+    return path
+
+
+def test_scores_take_no_place_from_streams(tmp_path: Path) -> None:
+    bed = ward(tmp_path)
+    for number in range(SLOTS_PER_BED + 5):
+        bed.take(bed.watch.score(BED, f"model {number}", Score("risk", 0.1, 0)))
+    bed.see(0, "spo2", 97)
+    assert ("mon", "spo2", "") in bed.watch._beds[BED].slots
