@@ -178,7 +178,7 @@ class Arm:
         self.episodes.append(episode)
         worst = self._worst.get(episode.row)
         if worst is not None:
-            worst.episode = None
+            worst.episode = worst.value = None
 
 
 class _Bed:

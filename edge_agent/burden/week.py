@@ -26,6 +26,7 @@ from drivers.sim.patient import Patient
 TERMS = ("spo2", "pulse_rate", "heart_rate", "resp_rate", "nibp_sys", "nibp_dia", "nibp_mean")
 COLUMNS = ("time_s", "bed", "patient", *TERMS)
 DAY_S = 86_400
+STAY_DAYS = (2.0, 4.0)  # of a patient, least and greatest
 _NIBP_S = 900.0  # a cuff every quarter of an hour
 _BATCH = 50_000  # rows held at once
 
@@ -86,7 +87,7 @@ def bed_rows(bed: int, days: float, seed: int) -> Iterator[tuple[Any, ...]]:
     next_s = chance.expovariate(any_rate)
     for second in range(round(days * DAY_S)):
         if second >= leaves_s:
-            number, leaves_s = number + 1, second + round(chance.uniform(2.0, 4.0) * DAY_S)
+            number, leaves_s = number + 1, second + round(chance.uniform(*STAY_DAYS) * DAY_S)
             patient = Patient(chance.randrange(1 << 30), "stable", 0.0, _NIBP_S)
             running.clear()
         values = patient.step()
