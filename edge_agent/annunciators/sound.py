@@ -152,9 +152,7 @@ def _read(path: Path, priority: Priority) -> list[float]:
     longest_ms = BURSTS[priority].length + SHORTEST_GAP
     length_ms = len(data) // 2 * 1000 / tone.RATE_HZ
     if not data or length_ms > longest_ms:
-        raise FaultError(
-            f"{path} lasts {length_ms:.0f} ms; needed is more than nothing and no more than {longest_ms} ms"
-        )
+        raise FaultError(f"{path} lasts {length_ms:.0f} ms; it must last more than nothing and at most {longest_ms} ms")
     samples = array("h")
     samples.frombytes(data[: len(data) // 2 * 2])
     return [max(-1.0, sample / tone.FULL) for sample in samples]
