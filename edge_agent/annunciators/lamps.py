@@ -20,6 +20,7 @@ from edge_agent.presets import RANK
 from edge_agent.records import Inactivation, Priority, Signal
 
 CYAN = "cyan"
+LATER = HINT_PERIOD // 2  # from a change of the alarm's cyan light to the next hint, in ms
 
 
 class _Hint:
@@ -95,7 +96,7 @@ class Lamps:
             return
         if self._colour == CYAN and self._hint.state:
             self._switch_hint(False, edges)
-            self._hint.start_ns = now_ns + HINT_PERIOD * MS // 2
+            self._hint.start_ns = now_ns + LATER * MS
         self._lit = lit
         if self._colour in self._outputs:
             edges.append(Edge(self._colour, lit, self._bed, self._priority, self._condition, self._text))
@@ -107,7 +108,8 @@ class Lamps:
             hint.state = ""
             return None
         if not hint.state:
-            hint.start_ns = now_ns
+            steady = self._lit and self._colour == CYAN  # an alarm's light that has just come does not go dark at once
+            hint.start_ns = max(now_ns, self._start_ns + LATER * MS) if steady else now_ns
         elif hint.state != paused.inactivation or hint.bed != paused.bed:
             self._switch_hint(False, edges)
         hint.state, hint.bed = paused.inactivation, paused.bed
