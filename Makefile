@@ -3,7 +3,7 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
 SECONDS ?=
 
-.PHONY: setup demo test lint bench lock clean kafka
+.PHONY: setup demo test lint bench lock clean kafka mutants
 
 setup: .venv/.ready
 
@@ -31,7 +31,12 @@ kafka: setup
 	$(BIN)/python tests/kafka/fetch.py
 
 test: lint kafka
-	$(BIN)/pytest
+	$(BIN)/pytest --junitxml=.cache/tests.xml
+	$(BIN)/python -m tests.requirements --results .cache/tests.xml
+
+# how many small faults in the alarm and the watch room the tests would notice; goes on where it was stopped
+mutants: setup
+	nice -n 10 $(BIN)/python -m tests.mutants
 
 bench: setup kafka
 	$(BIN)/python -m bench
