@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from capture_player import CAPTURES, driver_of
 from hl7_messages import framed, message, msh, obx, vitals
-from watch_rig import BED, NS, Bedside, device, low, preset
+from watch_rig import BED, NS, Bedside, built_in, device, low, preset
 
 from drivers.hl7.decoder import Hl7
-from edge_agent.presets import EXPIRES_S, load_presets
+from edge_agent.presets import EXPIRES_S
 from edge_agent.records import Chunk, DeviceAlarm
 from edge_agent.watch.devices import DEVICE_ALARMS_PER_BED
 from edge_agent.watch.room import SETTLE_S
@@ -237,7 +237,7 @@ def carry(bed: Bedside, decoder: Hl7, at: float, data: bytes) -> None:
 
 @pytest.mark.parametrize(("generation", "seed"), list(itertools.product((0, 1), range(5))))
 def test_an_r40_of_either_generation_comes_through_with_its_priority_and_text(generation: int, seed: int) -> None:
-    bed, decoder, order = Bedside(load_presets()["adult"]), Hl7(), random.Random(seed)
+    bed, decoder, order = Bedside(built_in()["adult"]), Hl7(), random.Random(seed)
     steps = (
         (0, "1", {"phase": "start", "state": "active", "priority": "PM", "type": "SP", "text": "SpO2 87 < 90"}),
         (5, "2", {"phase": "escalate", "state": "active", "priority": "PH", "type": "SP", "text": "SpO2 79 < 90"}),
@@ -254,7 +254,7 @@ def test_an_r40_of_either_generation_comes_through_with_its_priority_and_text(ge
 
 
 def test_philips_alarm_and_inop_texts_come_and_go_with_the_export() -> None:
-    bed, decoder = Bedside(load_presets()["adult"]), Hl7()
+    bed, decoder = Bedside(built_in()["adult"]), Hl7()
     for second in range(0, 120, 60):
         carry(bed, decoder, second, vitals(
             obx("1^Red Alarm^MDIL-ALERT", f"Desat, SpO2={79 - second // 60} %", kind="TX", status="F"),
@@ -276,7 +276,7 @@ def test_philips_alarm_and_inop_texts_come_and_go_with_the_export() -> None:
                           ("low", "Battery Low")})],
 )  # fmt: skip
 def test_captures_come_through(capture: str, expected: set[tuple[str, str]]) -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     driver, recorded = driver_of(CAPTURES / capture)
     decoder = driver.decoder()
     for chunk in recorded.received():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from watch_rig import BED, NS, Bedside, low, preset
+from watch_rig import BED, NS, Bedside, built_in, low, preset
 
-from edge_agent.presets import LIMIT_VERBS, load_presets
+from edge_agent.presets import LIMIT_VERBS
 from edge_agent.records import Observation
 from edge_agent.terms import TERMS
 from edge_agent.watch import Watch
@@ -105,7 +105,7 @@ def test_silent_then_lost_leaves_no_moment_without_an_alarm(prompt: Bedside) -> 
 
 
 def test_a_bed_that_a_shared_source_no_longer_feeds_is_noticed() -> None:
-    presets = load_presets()
+    presets = built_in()
     watch = Watch({"a": presets["adult"], "b": presets["adult"]})
     for second in range(0, 40):
         watch.observe("a", "central", Observation("spo2", 97.0, "valid", second * NS))
@@ -126,7 +126,7 @@ def test_new_patient_arms_anew_and_keeps_faults_of_devices(prompt: Bedside) -> N
 
 
 def test_technical_conditions_of_the_gateway() -> None:
-    watch = Watch({"": load_presets()["gateway"]})
+    watch = Watch({"": built_in()["gateway"]})
     (change,) = watch.technical("", "disk_fault", True, 5, "0 MB left")
     assert (change.bed, change.condition, change.detail) == ("", "disk_fault", "0 MB left")
     assert list(watch.technical("", "disk_fault", True, 6)) == []
@@ -138,7 +138,7 @@ def test_technical_conditions_of_the_gateway() -> None:
 @pytest.mark.alm("ALM-16")
 @pytest.mark.parametrize("name", ["adult", "paediatric", "neonate"])
 def test_every_vital_that_is_watched_is_missed_at_its_age_to_the_nanosecond(name: str) -> None:
-    rows = load_presets()[name]
+    rows = built_in()[name]
     ages = {row.vital: row for row in rows.conditions if row.verb == "silent"}
     assert {row.vital for row in rows.conditions if row.verb in LIMIT_VERBS} <= set(ages)
     for vital, row in ages.items():

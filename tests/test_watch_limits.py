@@ -6,9 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from watch_rig import BED, NS, Bedside, low, preset
+from watch_rig import BED, NS, Bedside, built_in, low, preset
 
-from edge_agent.presets import load_presets
 from edge_agent.records import Observation
 from edge_agent.watch.room import SLOTS_PER_BED
 
@@ -132,7 +131,7 @@ def test_a_pending_delay_runs_on_while_data_is_fresh_and_ends_with_it(bed: Bedsi
 
 
 def test_arming_by_value(tmp_path: Path) -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     bed.see(0, "resp_rate", 0)
     bed.see(1, "heart_rate", 0)
     bed.tick(29)
@@ -168,7 +167,7 @@ def test_terms_of_one_vital_share_its_condition(prompt: Bedside) -> None:
 
 
 def test_different_terms_of_the_vital_resp_rate() -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     bed.see(0, "resp_rate_co2", 12)
     bed.see(0, "resp_rate", 35)
     bed.tick(15)
@@ -182,7 +181,7 @@ def test_different_terms_of_the_vital_resp_rate() -> None:
 
 
 def test_arming_begins_anew_with_the_patient_and_its_value_is_enough() -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     bed.see(0, "resp_rate", 3)
     bed.see(1, "resp_rate", 0)
     assert bed.present == {"apnoea"}
@@ -218,7 +217,7 @@ def test_presence_always_alternates_and_no_alarm_ends_silently() -> None:
     """Random values, gaps and link states: every change alternates, and a limit ends only for a reason that shows."""
     for seed in range(40):
         rng = random.Random(seed)
-        bed = Bedside(load_presets()["adult"])
+        bed = Bedside(built_in()["adult"])
         at, values = 0.0, {"spo2": (97, 85, 70, 0.9, None), "heart_rate": (70, 30, 160, 400, None, 0)}
         while at < 600:
             at += rng.choice((0.2, 1, 1, 1, 5, 31))
@@ -312,7 +311,7 @@ def test_limits_are_inclusive(tmp_path: Path, present: str, inside: float, outsi
 @pytest.mark.alm("ALM-17")
 def test_no_asystole_apnoea_or_missing_lead_before_the_first_valid_data() -> None:
     for name in ("adult", "paediatric", "neonate"):
-        bed = Bedside(load_presets()[name])
+        bed = Bedside(built_in()[name])
         for second in range(0, 200):
             bed.see(second, "heart_rate", 0)
             bed.see(second, "pulse_rate", 0)

@@ -6,15 +6,14 @@ import math
 from pathlib import Path
 
 import pytest
-from watch_rig import BED, NS, Bedside, low, preset
+from watch_rig import BED, NS, Bedside, built_in, low, preset
 
-from edge_agent.presets import load_presets
 from edge_agent.records import Observation
 from edge_agent.terms import TERMS, Term
 from edge_agent.watch import Watch
 from edge_agent.watch.vital import UNWATCHED_AGE_S
 
-ADULT = load_presets()["adult"]
+ADULT = built_in()["adult"]
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def prompt(tmp_path: Path) -> Bedside:
      ("resp_rate", -1), ("icp", 900)],
 )  # fmt: skip
 def test_implausible_is_technical_and_feeds_no_limit(term: str, value: float) -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     vital = {"temp": "temp"}.get(term, term)
     bed.see(0, term, value)
     bed.tick(29)
@@ -58,7 +57,7 @@ def test_implausible_from_the_start_and_then_silence_becomes_stale(prompt: Bedsi
 @pytest.mark.alm("ALM-18")
 @pytest.mark.parametrize("order", [("nibp_sys", "nibp_dia"), ("nibp_dia", "nibp_sys")])
 def test_swapped_pressures_are_implausible_whatever_comes_first(order: tuple[str, str]) -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     swapped = {"nibp_sys": 70, "nibp_dia": 120}  # each by itself would raise a limit alarm
     for term in order:
         bed.see(10, term, swapped[term])
@@ -67,7 +66,7 @@ def test_swapped_pressures_are_implausible_whatever_comes_first(order: tuple[str
 
 
 def test_pressures_of_different_measurements_are_not_compared() -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     for at, systolic, diastolic in ((0, 158, 89), (60, 85, 55)):  # the new systolic is below the old diastolic
         bed.see(at, "nibp_sys", systolic)
         bed.see(at, "nibp_dia", diastolic)
@@ -75,12 +74,12 @@ def test_pressures_of_different_measurements_are_not_compared() -> None:
 
 
 def test_a_pressure_without_its_partner_waits_for_one_tick_only() -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     assert bed.see(10, "nibp_sys", 85) == []
     assert bed.watch.next_deadline() == 10 * NS
     bed.tick(10.1)
     assert bed.present == {"nibp_sys_low"}
-    other = Bedside(load_presets()["adult"])
+    other = Bedside(built_in()["adult"])
     other.see(10, "nibp_sys", 85)
     other.see(10, "nibp_dia", None)
     assert other.present == {"nibp_sys_low"}
@@ -95,7 +94,7 @@ def test_equal_pressures_are_implausible_and_one_measurement_may_come_in_two_chu
         (70.0, 120.0, 12, "2026-03-03T10:00:00", {"implausible:nibp_sys", "implausible:nibp_dia"}),
         (70.0, 120.0, 12, None, {"nibp_sys_low", "nibp_dia_high"}),
     ):
-        bed = Bedside(load_presets()["adult"])
+        bed = Bedside(built_in()["adult"])
         bed.take(bed.watch.observe(BED, "m", pressure("nibp_sys", systolic, 10, device_time)))
         bed.take(bed.watch.observe(BED, "m", pressure("nibp_dia", diastolic, second, device_time)))
         bed.tick(13)
@@ -103,7 +102,7 @@ def test_equal_pressures_are_implausible_and_one_measurement_may_come_in_two_chu
 
 
 def test_a_fraction_is_noticed_where_no_limit_is_set_and_after_good_values() -> None:
-    bed = Bedside(load_presets()["bedside"])
+    bed = Bedside(built_in()["bedside"])
     bed.see(0, "spo2", 97)
     bed.see(1, "spo2", 97)
     bed.see(2, "spo2", 0.97)

@@ -6,15 +6,15 @@ import random
 from pathlib import Path
 
 import pytest
-from watch_rig import BED, NS, Bedside, device, low, preset
+from watch_rig import BED, NS, Bedside, built_in, device, low, preset
 
-from edge_agent.presets import Preset, load_presets
+from edge_agent.presets import Preset
 from edge_agent.watch.vital import TAKEN_OUT
 
 
 @pytest.fixture
 def adult() -> Preset:
-    return load_presets()["adult"]
+    return built_in()["adult"]
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_a_shorter_age_is_noticed_in_time_and_a_longer_one_waited_for(tmp_path: 
 def test_many_changes_leave_no_deadlines_behind(tmp_path: Path) -> None:
     bed = Bedside(site(tmp_path))
     bed.see(0, "spo2", 97)
-    for second in range(200):
+    for second in range(100):
         bed.change(second / 10, site(tmp_path, f"below {80 + second % 10}"))
     assert len(bed.watch._queue.heap) < 5
 

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from watch_rig import BED, NS, Bedside, device, low, preset
+from watch_rig import BED, NS, Bedside, built_in, device, low, preset
 
-from edge_agent.presets import EXPIRES_S, load_presets
+from edge_agent.presets import EXPIRES_S
 from edge_agent.records import AlarmEvent, Observation
 from edge_agent.watch import Watch
 from edge_agent.watch.restart import ABSENT, FORGOTTEN_S, REPORTED_AGAIN_S
@@ -22,7 +22,7 @@ def prompt(tmp_path: Path) -> Bedside:
 
 @pytest.fixture
 def ward() -> Bedside:
-    return Bedside(load_presets()["adult"])
+    return Bedside(built_in()["adult"])
 
 
 def test_a_restored_limit_is_not_told_again_and_stays_while_its_vital_violates(prompt: Bedside) -> None:
@@ -303,7 +303,7 @@ def test_the_vitals_of_a_lost_source_are_not_stale_as_well(prompt: Bedside) -> N
 @pytest.mark.parametrize("bed", [BED, ""])
 @pytest.mark.parametrize("condition", ["driver_fault", "annunciator_fault:gpio", "never heard of"])
 def test_what_is_not_reported_again_within_a_minute_ends_saying_so(bed: str, condition: str) -> None:
-    presets = load_presets()
+    presets = built_in()
     watch = Watch({BED: presets["adult"], "": presets["gateway"]})
     watch.restore(bed, AlarmEvent("i", condition, "technical", "medium", "start", "On", 0), 0)
     assert watch.next_deadline() == round(REPORTED_AGAIN_S * NS)
@@ -360,7 +360,7 @@ def test_nothing_that_is_restored_is_held_for_ever_and_changes_alternate() -> No
     )  # fmt: skip
     for seed in range(60):
         rng = random.Random(seed)
-        bed = Bedside(load_presets()["adult"])
+        bed = Bedside(built_in()["adult"])
         chosen = rng.sample(kinds, rng.randint(1, 6))
         for condition in chosen:
             bed.restore(0, condition, rng.choice((None, 70.0, 150.0)), source=rng.choice(("mon", "old")))

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from watch_rig import BED, NS, Bedside, device, preset
+from watch_rig import BED, NS, Bedside, built_in, device, preset
 
 from edge_agent.presets import load_presets
 from edge_agent.records import Score
@@ -70,7 +70,7 @@ def test_a_score_that_stops_coming_is_a_technical_condition(tmp_path: Path) -> N
 
 
 def test_a_fault_of_a_score_without_a_row_is_told_too() -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     bed.score(0, math.nan, "sepsis")
     assert bed.present == {"model_fault:sepsis"}
     bed.score(1, 0.5, "sepsis")
@@ -81,7 +81,7 @@ def test_a_fault_of_a_score_without_a_row_is_told_too() -> None:
 @pytest.mark.alm("ALM-29")
 @pytest.mark.parametrize("name", ["spo2", "resp_rate_co2", "heart_rate"])
 def test_a_score_called_like_a_vital_sign_feeds_nothing(name: str) -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     bed.see(0, "spo2", 75)
     bed.tick(15)
     assert bed.present == {"spo2_low", "spo2_desaturation"}
@@ -93,7 +93,7 @@ def test_a_score_called_like_a_vital_sign_feeds_nothing(name: str) -> None:
 
 
 def test_a_score_of_an_unknown_bed_is_ignored() -> None:
-    bed = Bedside(load_presets()["adult"])
+    bed = Bedside(built_in()["adult"])
     assert list(bed.watch.score("nobody", "model", Score("risk", math.nan, 0))) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from edge_agent.presets import Preset, load_presets
@@ -77,10 +78,23 @@ class Bedside:
         return now
 
 
+@cache
+def built_in() -> dict[str, Preset]:
+    """The shipped presets, read once."""
+    return load_presets()
+
+
+_site: dict[tuple[str, str], Preset] = {}
+
+
 def preset(tmp_path: Path, rows: str, extends: str = "bedside") -> Preset:
-    path = tmp_path / "site.toml"
-    path.write_text(f'name = "site"\nextends = "{extends}"\n{rows}')
-    return load_presets([path])["site"]
+    """A site preset with these rows, read from a file; the same rows are read once."""
+    known = _site.get((rows, extends))
+    if known is None:
+        path = tmp_path / "site.toml"
+        path.write_text(f'name = "site"\nextends = "{extends}"\n{rows}')
+        known = _site[rows, extends] = load_presets([path])["site"]
+    return known
 
 
 def low(delay: float = 15, off: float = 5, more: str = "") -> str:
