@@ -324,7 +324,7 @@ def literal_words(sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
             if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
                 elements = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
                 group = tuple(str(one.value) for one in elements if isinstance(one, ast.Constant))
-                words.update({word: group for word in group if word not in words})
+                words.update({word: group for word in group if word and word not in words})
     return words
 
 
@@ -362,10 +362,10 @@ def outside(folder: Path, files: Sequence[str], slow: Sequence[str], sample: Sam
     kept_path = folder / "outside.json"
     kept: dict[str, str] = json.loads(kept_path.read_text()) if kept_path.exists() else {}
     sources = {file: (folder / file).read_text() for file in files}
-    # a word of the rooms, of the presets or of the records
-    words = literal_words([path.read_text() for path in (folder / "edge_agent").rglob("*.py")])
     jobs = [
-        (file, line, was, now, new) for file in files for line, was, now, new in Outside(sources[file], words).run()
+        (file, line, was, now, new)
+        for file, source in sources.items()
+        for line, was, now, new in Outside(source, literal_words([source])).run()
     ]
     found = []
     for file, line, was, now, new in sample.of(jobs):
