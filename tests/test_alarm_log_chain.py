@@ -206,3 +206,21 @@ def test_an_altered_export_is_named_by_number(log: Path) -> None:
 def test_what_is_no_export_is_said_to_be_none(lines: list[bytes]) -> None:
     with pytest.raises(reader.Unreadable, match="not an export"):
         list(reader.exported(lines))
+
+
+def test_an_entry_whose_content_bears_another_number_is_named() -> None:
+    plain = chain.canonical(chain.Entry(2, 1, "unknown", 1, "", "", mark=chain.Mark("settings", {})))
+    row = chain.Row(1, chain.next_hash(chain.GENESIS, plain), plain)
+    with pytest.raises(chain.Broken, match="its content is that of entry 2") as found:
+        list(chain.walk([row]))
+    assert found.value.number == 1
+
+
+def test_a_row_of_the_wrong_number_and_a_head_that_names_another_hash_are_named(log: Path) -> None:
+    row = chain.Row(0, b"", None)
+    with pytest.raises(chain.Broken, match="stands where 1 belongs"):
+        list(chain.walk([row]))
+    with reader.snapshot(log, KEK) as found:
+        found.head = found.head._replace(hash=bytes(32))
+        with pytest.raises(chain.Broken, match="not the one that the head of the log names"):
+            list(found.entries())
