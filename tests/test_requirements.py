@@ -148,3 +148,8 @@ def test_a_test_that_did_not_pass_holds_nothing(tmp_path: Path) -> None:
         (root / "tests" / "test_more.py").read_text().replace("1 / 0", "1 / 1")
     )
     assert run(root, "--results", str(results(root))).returncode == 0
+
+
+@pytest.mark.alm("ALM-34")
+def test_every_requirement_has_its_test_and_the_table_says_which() -> None:
+    assert requirements.check() == []
