@@ -209,9 +209,9 @@ def _read_row(read: _File, index: int, raw: dict[str, Any], lines: dict[Key, int
     }
     here = _Cell(None, read.path, nearest_line(lines, ("condition", index)), f"condition[{index}]")
     for key, cell in row.items():
-        if key not in _KEYS:
-            close = difflib.get_close_matches(key, _KEYS, n=1)
-            cell.fail("unknown key", f"did you mean {close[0]}?" if close else f"known keys: {', '.join(_KEYS)}")
+        if key not in ROW_KEYS:
+            close = difflib.get_close_matches(key, ROW_KEYS, n=1)
+            cell.fail("unknown key", f"did you mean {close[0]}?" if close else f"known keys: {', '.join(ROW_KEYS)}")
     if "id" not in row:
         here._replace(key=here.key + ".id").fail("missing", "give the condition an id of its own")
     condition = row["id"].value
@@ -477,7 +477,7 @@ _VERBS: dict[str, Callable[[_Cell, list[str]], dict[str, Any]]] = {
     "implausible": _parse_plain,
     "reported": _parse_plain,
 }
-_KEYS = (*(
+ROW_KEYS = (*(
     name.name for name in fields(Condition)
     if name.name not in ("verb", "low", "high", "silence_s", "grade", "arming_amount")
 ), "enabled")  # fmt: skip
