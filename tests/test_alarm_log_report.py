@@ -83,7 +83,7 @@ def test_counts_durations_and_answers_are_those_of_the_log() -> None:
         ("ICU-1", 5, 2.0),
         ("ICU-2", 1, 2.0),
     ]
-    assert [(each["priority"], each["count"]) for each in result["priorities"]] == [("medium", 5), ("high", 1)]
+    assert [(each["priority"], each["count"]) for each in result["priorities"]] == [("high", 1), ("medium", 5)]
     assert [(each["condition"], each["count"]) for each in result["conditions"]] == [("spo2_low", 5), ("asystole", 1)]
 
 

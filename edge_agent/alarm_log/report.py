@@ -27,6 +27,7 @@ TOP_PATIENTS = 10
 TOP_SHARE = 10  # per cent of the patients, as Lansdowne et al. 2016 report it
 
 _ONSETS = frozenset({"start", "return", "escalate"})
+_URGENCY = {"high": -3, "medium": -2, "low": -1}  # priorities stand in this order, conditions by count
 _BREAKABLE = frozenset({"audio_paused", "audio_off", "alarm_paused"})  # a new HIGH sounds through these
 _RESUMES = frozenset({"audio_resume", "alarm_resume"})
 
@@ -183,7 +184,7 @@ def _summed(alarms: list[_Alarm], by: str, observed_s: float) -> list[dict[str, 
     groups: dict[str, list[_Alarm]] = {}
     for alarm in alarms:
         groups.setdefault(getattr(alarm, by), []).append(alarm)
-    order = sorted(groups, key=lambda name: (-len(groups[name]), name))
+    order = sorted(groups, key=lambda name: (_URGENCY.get(name, 0), -len(groups[name]), name))
     return [{by: name, **_figures(groups[name], observed_s)} for name in order]
 
 

@@ -344,7 +344,7 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 _FIGURES = {
-    "count": "alarms", "per_bed_day": "/bed-day", "audible": "audible", "audible_per_bed_day": "/bed-day",
+    "count": "alarms", "per_bed_day": "/bed-day", "audible": "audible", "audible_per_bed_day": "audible/bed-day",
     "median_duration_s": "median s", "acknowledged_share": "ack", "median_to_acknowledge_s": "median s to ack",
     "open": "open",
 }  # fmt: skip
