@@ -98,7 +98,7 @@ class Agent:
         self.trends = Trends([bed.id for bed in self.config.bed])
         self.cloud: dict[str, Any] | None = None  # what cloud-sync last wrote about itself
         self._notifier = Notifier()
-        self._clock = Clock()
+        self._clock, self._wall = Clock(), WallClock(time.time_ns(), time.monotonic_ns())
         self._continuity: Continuity | None = None
         self._early: list[tuple[str, str, AlarmEvent]] = []  # alarm events from before the alarm log was open
         self._committed = 0
@@ -130,7 +130,7 @@ class Agent:
         settings = self.config.control
         socket = self.parts.loaded.resolve(settings.socket)
         control = ControlServer(
-            socket, operations.table(), operations.audit, settings.nurse_group, settings.biomed_group
+            socket, operations.table(), operations.audit, settings.nurse_group, settings.biomed_group, self.ready
         )
         try:  # first, so that a second agent finds the first one before it touches its files or outputs
             await control.start()
@@ -344,7 +344,6 @@ class Agent:
     # -- time ---------------------------------------------------------------------------------------------------
 
     async def _keep_time(self) -> None:
-        wall = WallClock(time.time_ns(), time.monotonic_ns())
         look_ns = 0
         planned_ns = time.monotonic_ns()
         watchdog = bool(os.environ.get("WATCHDOG_USEC"))
@@ -353,7 +352,7 @@ class Agent:
             self._supervision.turn(planned_ns, now)
             if now >= look_ns:
                 look_ns = now + LOOK_NS
-                self._look(wall, now)
+                self._look(now)
                 if watchdog:
                     self._notifier.send("WATCHDOG=1")
             self.pipeline.tick(self.feeds, now)
@@ -365,11 +364,11 @@ class Agent:
             planned_ns = min(max(planned_ns, now), now + TURN_NS)
             await asyncio.sleep((planned_ns - now) / 1e9)
 
-    def _look(self, wall: WallClock, now: int) -> None:
+    def _look(self, now: int) -> None:
         """What is done once a second: decoders see the time, every part is looked at."""
         for feed in self.feeds.values():
             self.pipeline.tick_feed(feed, now)
-        self._clock_stepped(wall.step(time.time_ns(), now))
+        self._clock_stepped(self._wall.step(time.time_ns(), now))
         self._supervision.look(now, self.annunciators, self._clock.quality() != UNSYNCHRONIZED, self.cloud)
         self.trends.sample(self.pipeline.latest, now)
         if self._continuity is not None:

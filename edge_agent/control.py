@@ -49,6 +49,7 @@ OPERATIONS: dict[str, str] = {
     "discharge": "biomed",
     "self_test": "biomed",
 }
+UNTOLD = frozenset({"op", "patient_id"})  # who was admitted stands in the patient's own record
 READ_ONLY = frozenset({"status", "subscribe", "metrics", "limits"})
 
 
@@ -100,7 +101,10 @@ class ControlServer:
         audit: Callable[[str, str, str], None],
         nurse_group: str = "",
         biomed_group: str = "",
+        ready: asyncio.Event | None = None,
     ) -> None:
+        """Requests wait for `ready`: what a restart puts back must be there before anybody looks or acts."""
+        self._ready = ready
         self._path = path
         self._operations = operations
         self._audit = audit
@@ -158,6 +162,8 @@ class ControlServer:
                 return
             if not line:
                 return
+            if self._ready is not None:
+                await self._ready.wait()
             reply, follow = self.answer(line, role, operator)
             writer.write(_line(reply))
             while follow is not None:
@@ -201,7 +207,8 @@ class ControlServer:
             self._audit(operator, op, f"refused: {error}")
             return {"ok": False, "error": str(error)}
         if op not in READ_ONLY:
-            self._audit(operator, op, " ".join(f"{key}={value}" for key, value in request.items() if key != "op"))
+            told = {key: value for key, value in request.items() if key not in UNTOLD}
+            self._audit(operator, op, " ".join(f"{key}={value}" for key, value in told.items()))
         return {"ok": True, **reply}
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from edge_agent.agent import Agent
 
 
+# Of what operators do, that which is not an alarm event already; refused attempts are logged whatever they wanted.
+LOGGED = frozenset({"admit", "discharge", "self_test", "short", "long"})
+
+
 class Operations:
     """The agent's answers to the control socket; every method runs in the alarm loop and never waits."""
 
@@ -45,10 +49,12 @@ class Operations:
 
     def audit(self, operator: str, op: str, detail: str) -> None:
         """Record who asked for what, also when it was refused."""
-        pipeline = self._agent.pipeline
+        pipeline, log = self._agent.pipeline, self._agent.log
         now = time.monotonic_ns()
         pipeline.record(GATEWAY, "operator", DeviceStatus("operator", op, now, f"{operator} {detail}".strip()))
         pipeline.flush(now)
+        if log is not None and (op in LOGGED or detail.startswith("refused")):
+            log.mark("operator", {"who": operator, "op": op, "detail": detail}, now)
 
     # -- what changes something ---------------------------------------------------------------------------------
 

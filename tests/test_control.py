@@ -80,6 +80,32 @@ async def test_a_refusal_is_audited(served: tuple[Path, Audit, ControlServer]) -
     ]
 
 
+@pytest.mark.alm("ALM-20")
+@pytest.mark.parametrize("op", ["set_limit", "set_preset", "audio_off", "alarm_off"])
+@pytest.mark.parametrize("role", ["viewer", "nurse"])
+def test_limits_presets_and_off_states_need_authorisation(tmp_path: Path, op: str, role: str) -> None:
+    done: list[str] = []
+    audit = Audit()
+
+    def operation(_request: object, _operator: str) -> dict[str, object]:
+        done.append(op)
+        return {}
+
+    server = ControlServer(tmp_path / "s", {op: operation}, audit)
+    request = json.dumps({"op": op, "bed": "3", "condition": "spo2_low", "present": "below 80"}).encode()
+    reply, _ = server.answer(request, role, "uid=7")
+    assert not reply["ok"] and "biomed" in reply["error"] and not done
+    assert audit.lines == [("uid=7", op, f"refused: role {role}, needs biomed")]
+    reply, _ = server.answer(request, "biomed", "uid=8")
+    assert reply["ok"] and done == [op]
+    assert audit.lines[1] == ("uid=8", op, "bed=3 condition=spo2_low present=below 80")
+
+
+async def test_an_audit_names_no_patient(served: tuple[Path, Audit, ControlServer]) -> None:
+    await call(served[0], b'{"op":"admit","bed":"3","patient_id":"SIM-7"}\n')
+    assert "SIM-7" not in str(served[1].lines)
+
+
 @pytest.mark.parametrize(("op", "needed"), OPERATIONS.items())
 def test_every_operation_has_a_least_role(op: str, needed: str, tmp_path: Path) -> None:
     server = ControlServer(tmp_path / "s", OPERATIONS_TABLE, Audit())

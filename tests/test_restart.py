@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -14,9 +15,11 @@ from running_agent import Bedside, dial, running, until
 
 from bench.gateway import Gateway, connect
 from bench.messages import frame
+from edge_agent.alarm_log import FILE, reader
+from edge_agent.buffer import load_kek
 from edge_agent.buffer.clock import Clock
 from edge_agent.continuity import Continuity
-from edge_agent.control import ControlClient
+from edge_agent.control import ControlClient, Refused
 
 LOW, NORMAL = 80.0, 97.0
 DEADLINE_S = 30.0
@@ -133,6 +136,25 @@ def test_pause_limits_and_patient_survive_and_a_new_patient_resets_them(gateway:
     kill_and_start(gateway)
     bed = bed_of(gateway, 0)
     assert bed["alarm"]["inactivation"] is None and bed["limits"]["spo2"]["low"] == 90.0
+
+
+@pytest.mark.alm("ALM-20")
+def test_the_alarm_log_says_who_changed_a_limit_and_who_was_refused(gateway: Gateway) -> None:
+    ask(gateway, "set_limit", bed="B0", condition="spo2_low", present="below 85", delay_s=3)
+    with pytest.raises(Refused, match="ceiling"):
+        ask(gateway, "set_limit", bed="B0", condition="spo2_low", present="below 85", delay_s=300)
+    ask(gateway, "admit", bed="B1", patient_id="SIM-7")
+    wait(lambda: gateway.status()["log"]["waiting"] == 0, "the alarm log on the disk")
+    with reader.snapshot(gateway.data_dir / FILE, load_kek(f"file:{gateway.folder / 'kek'}")) as found:
+        entries = [entry for entry, _ in found.entries()]
+    (changed,) = [entry.alarm for entry in entries if entry.alarm and entry.alarm.event == "limit"]
+    assert changed.operator == f"uid={os.getuid()}" and "was below 90" in changed.detail
+    marks = [entry.mark.detail for entry in entries if entry.mark and entry.mark.kind == "operator"]
+    assert [(mark["op"], mark["detail"].partition(":")[0]) for mark in marks] == [
+        ("set_limit", "refused"),
+        ("admit", "bed=B1"),
+    ]
+    assert "SIM-7" not in str(entries)
 
 
 def test_a_source_that_is_gone_after_the_restart_is_told_and_nothing_ends_silently(gateway: Gateway) -> None:
