@@ -324,6 +324,23 @@ def test_console_on_a_terminal_has_colour_and_bell() -> None:
         console.switch([Edge("yellow", True, "b", "medium", "c", "t")])
 
 
+def test_console_tells_a_pause_once_and_again_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = io.StringIO(), [100.0]
+    monkeypatch.setattr("edge_agent.annunciators.console.time.monotonic", lambda: now[0])
+    console = Console(stream)
+    console.open()
+    flash = Edge("cyan", True, "ICU-3", "none", "audio_paused", "AUDIO PAUSED")
+    for _ in range(5):
+        console.switch([flash, flash._replace(on=False)])
+        console.switch([Edge("red", True, "ICU-4", "high", "spo2_low", "SpO2 low")])
+        now[0] += 3.0
+    lines_ = stream.getvalue().splitlines()
+    assert len(lines_) == 2 and lines_[0].split() == ["ICU-3", "AUDIO", "PAUSED"] and lines_[1].startswith("HIGH")
+    now[0] += 60.0
+    console.switch([flash])
+    assert stream.getvalue().splitlines()[2:] == [lines_[0]]
+
+
 def test_patterns_on_paper() -> None:
     assert pattern("high") == "●●● ●●  ●●● ●●"
     assert pattern("medium") == "●●●" and pattern("low") == "●●"

@@ -77,6 +77,7 @@ class Stage:
         return out
 
 
+@pytest.mark.alm("ALM-02")
 @pytest.mark.parametrize("priority", ["high", "medium", "low"])
 def test_bursts_lie_within_the_ranges(priority: Priority) -> None:
     stage = Stage()
@@ -107,10 +108,44 @@ def test_bursts_lie_within_the_ranges(priority: Priority) -> None:
     assert starts[count:] == [start + period for start in starts[: len(starts) - count]], "no drift"
 
 
+# The reference schedules: pulse starts from the start of a burst, its length and period, all in ms
+REFERENCE = {
+    "high": ((0, 250, 500, 1000, 1250, 2100, 2350, 2600, 3100, 3350), 150, 3500, 10_500),
+    "medium": ((0, 400, 800), 200, 1000, 16_000),
+    "low": ((0, 400), 200, 600, 30_600),
+}
+
+
+@pytest.mark.alm("ALM-02")
+@pytest.mark.parametrize("priority", ["high", "medium", "low"])
+def test_bursts_are_the_reference_schedules(priority: Priority) -> None:
+    starts, pulse, length, period = REFERENCE[priority]
+    stage = Stage()
+    stage.show(alarm(priority))
+    stage.run(4 * period - 1)
+    assert stage.pulses() == [(turn * period + start, pulse) for turn in range(4) for start in starts]
+    assert starts[-1] + pulse == length == BURSTS[priority].length
+
+
+@pytest.mark.alm("ALM-03")
+@pytest.mark.parametrize(("priority", "period", "on"), [("high", 500, 250), ("medium", 1666, 833)])
+def test_lights_are_the_reference_flashes(priority: Priority, period: int, on: int) -> None:
+    stage = Stage()
+    stage.show(alarm(priority))
+    stage.run(60_000)
+    flashes = stage.pulses({"high": "red", "medium": "yellow"}[priority])
+    assert all(start == number * period and length == on for number, (start, length) in enumerate(flashes))
+    assert len(flashes) in (60_000 // period, 60_000 // period + 1), "the last one may still be on"
+
+
+@pytest.mark.alm("ALM-02")
 def test_more_urgent_bursts_repeat_sooner() -> None:
     assert BURSTS["high"].gap <= BURSTS["medium"].gap <= BURSTS["low"].gap
+    assert BURSTS["low"].gap > 15_000
+    assert BURSTS["high"].half == 5 and BURSTS["medium"].half == 3 and BURSTS["low"].half == 2
 
 
+@pytest.mark.alm("ALM-03")
 @pytest.mark.parametrize(("priority", "rate"), [("high", (1.4, 2.8)), ("medium", (0.4, 0.8))])
 def test_lights_flash_within_the_ranges(priority: Priority, rate: tuple[float, float]) -> None:
     stage = Stage()
@@ -123,6 +158,7 @@ def test_lights_flash_within_the_ranges(priority: Priority, rate: tuple[float, f
     assert {edge.output for _, edge in stage.edges} == {colour, "buzzer"}
 
 
+@pytest.mark.alm("ALM-03")
 def test_low_is_steady_cyan_or_yellow_where_there_is_no_cyan() -> None:
     stage = Stage()
     stage.show(alarm("low"))
@@ -142,6 +178,7 @@ def test_a_new_alarm_lights_and_sounds_at_once() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.alm("ALM-05")
 @pytest.mark.parametrize("when", [0, 10, 60, 149, 200, 1399])
 def test_a_high_burst_sounds_to_its_half_when_the_alarm_ends(when: int) -> None:
     stage = Stage()
@@ -152,6 +189,7 @@ def test_a_high_burst_sounds_to_its_half_when_the_alarm_ends(when: int) -> None:
     assert stage.pulses() == [(start, 150) for start in BURSTS["high"].starts[:5]]
 
 
+@pytest.mark.alm("ALM-05")
 @pytest.mark.parametrize(("priority", "when"), [("high", 1401), ("high", 2200), ("medium", 1), ("low", 250)])
 def test_other_bursts_sound_whole_when_the_alarm_ends(priority: Priority, when: int) -> None:
     stage = Stage()
@@ -161,6 +199,7 @@ def test_other_bursts_sound_whole_when_the_alarm_ends(priority: Priority, when: 
     assert stage.pulses() == [(start, BURSTS[priority].pulse) for start in BURSTS[priority].starts]
 
 
+@pytest.mark.alm("ALM-05")
 def test_the_half_holds_for_a_thread_that_is_late() -> None:
     player = Player()
     player.show(alarm("high"))
@@ -201,6 +240,7 @@ def test_stepping_back_to_an_older_alarm_is_no_new_one() -> None:
     assert stage.show(alarm("high", 1, "A"), at=5000) == []
 
 
+@pytest.mark.alm("ALM-06")
 def test_a_more_urgent_alarm_cuts_in() -> None:
     stage = Stage()
     stage.show(alarm("medium", 1, "A"))
@@ -261,6 +301,7 @@ def test_a_burst_that_begins_a_little_late_keeps_to_the_schedule() -> None:
     assert ("buzzer", False) in [(e.output, e.on) for e in edges]
 
 
+@pytest.mark.alm("ALM-06")
 def test_an_acknowledged_high_lets_a_new_medium_sound_under_the_red_light() -> None:
     stage = Stage()
     stage.show(alarm("high", 1))
@@ -296,6 +337,7 @@ def test_outputs_that_do_not_exist_give_no_edges() -> None:
     assert {e.output for _, e in stage.edges} == {"buzzer"}
 
 
+@pytest.mark.alm("ALM-06")
 def test_random_alarms_the_highest_owns_the_light_and_edges_alternate() -> None:
     for seed in range(60):
         rng, stage, active = random.Random(seed), Stage(), {}
@@ -305,15 +347,20 @@ def test_random_alarms_the_highest_owns_the_light_and_edges_alternate() -> None:
             at = stage.now + rng.choice((1, 30, 400, 3000, 9000))
             if rng.random() < 0.4:
                 active.pop(bed, None)
-                stage.show(clear(bed, stopped=rng.random() < 0.5), at=at)
+                edges = stage.show(clear(bed, stopped=rng.random() < 0.5), at=at)
             else:
                 onset += 1
                 active[bed] = alarm(rng.choice(("high", "medium", "low")), onset, bed, rng.random() < 0.7)
-                stage.show(active[bed], at=at)
+                edges = stage.show(active[bed], at=at)
             highest = max(active.values(), key=lambda s: (RANK[s.priority], s.onset), default=None)
             colours = {FLASHES[highest.priority].colour} if highest else set()
             lit = {output for output, on in stage.levels.items() if on and output != "buzzer"}
             assert lit <= colours, (seed, stage.now)
+            loudest = max((RANK[s.audio_priority] for s in active.values() if s.audio), default=0)
+            begun = [e for e in edges if e.output == "buzzer" and e.on and not e.pulse]
+            assert all(RANK[e.priority] == loudest for e in begun), (seed, stage.now, "a burst of the highest begins")
+            sounding = [e for _, e in stage.edges if e.output == "buzzer"][-1:] if stage.levels.get("buzzer") else []
+            assert all(RANK[e.priority] >= loudest for e in sounding), (seed, stage.now, "none sounds below it")
             if not any(s.audio for s in active.values()):
                 stage.run(stage.now + 4000)
                 assert not stage.levels.get("buzzer", False)
