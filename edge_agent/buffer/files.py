@@ -3,7 +3,7 @@
     buffer/alerts.db, data.db        the sealed blocks (with SQLite's -wal and -shm beside them)
     buffer/<stream>.lock             held by the one agent that may write
     buffer/quarantine/<stream>-<utc>/  what failed its check, untouched; never deleted by the agent
-    marks/<stream>.json              what has been delivered; written by cloud-sync only
+    marks/<receiver>.json            what has been delivered; written by cloud-sync only
 
 A replacement database is built as `.tmp`, made durable, renamed to `.new` (from here on it is the truth) and adopted:
 the old write-ahead log goes first, then `.new` takes the name. Interrupted anywhere, the next start goes on. The old
