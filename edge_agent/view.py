@@ -47,6 +47,20 @@ from edge_agent.view_beds import (
     vitals,
 )
 
+__all__ = [
+    "Lost",
+    "NoBed",
+    "Status",
+    "alarm_line",
+    "glyphs_for",
+    "live",
+    "once",
+    "plain_line",
+    "render",
+    "screen",
+    "show",
+]
+
 _LINK_STYLE = {"connected": "green", "silent": "bold yellow", "lost": "bold red", "starting": "dim"}
 _FAULT = "bold yellow"
 _TALLEST_TREND = 4  # lines: more show nothing that a person would read off from across the bed
@@ -152,7 +166,8 @@ def once(
 
 
 def _frame(status: Status, width: int, height: int, only: str | None, glyphs: Glyphs) -> list[Text]:
-    notice = _notice(str(status.get("notice", "")), width, max(1, height // 8))
+    said = [cut(Text(clean(line)), width) for line in status.get("notes", ())]  # of a caller, such as the demo
+    notice = [*said[-max(1, height // 3) :], *_notice(str(status.get("notice", "")), width, max(1, height // 8))]
     top = [_title(status, width), *_gateway(status, width, max(1, height // 5))]
     faults = _faults(status, width, max(1, height // 8))
     short = [*faults, _summary(status, width)]

@@ -42,6 +42,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("ABP", ("abp_sys", "abp_dia", "abp_mean"), True),
     ("Temp", ("temp", "temp_core", "temp_skin", "temp_axillary"), False),
     ("etCO2", ("etco2",), False),
+    ("PI", ("perfusion_index",), False),
 )
 
 

@@ -56,6 +56,7 @@ STATUS: dict[str, Any] = {
                 "nibp_dia": value(78.0, "mm[Hg]", age_s=300.0),
                 "temp": value(36.64, "Cel", "questionable"),
                 "perfusion_index": value(1.4, "%"),
+                "cardiac_output": value(5.2, "L/min"),
             },
             limits={
                 "heart_rate": {"low": 50.0, "high": 120.0},
@@ -163,10 +164,11 @@ def test_a_whole_screen_reads_as_expected() -> None:
     assert squeezed(lines[3]).startswith("SpO2 97 ≥90 % ")
     assert squeezed(lines[4]) == "NIBP 121/78 90–180 mmHg 5 min ago"
     assert squeezed(lines[5]).startswith("Temp 36.6? ≤38.5 °C")
-    assert squeezed(lines[6]).startswith("perfusion… 1.4 no limit %")
-    assert squeezed(lines[7]) == "ICU-2 !!! HIGH AUDIO PAUSED 1:36 preset adult no patient"
-    assert squeezed(lines[8]) == "!!! HIGH Desaturation 78 (below 80) acknowledged 12 s id 1-1"
-    assert squeezed(lines[9]) == "! LOW Source silent [oximeter] technical 3 s id 1-1"
+    assert squeezed(lines[6]).startswith("PI 1.4 no limit %")
+    assert squeezed(lines[7]).startswith("cardiac o… 5.2 no limit L/min")
+    assert squeezed(lines[8]) == "ICU-2 !!! HIGH AUDIO PAUSED 1:36 preset adult no patient"
+    assert squeezed(lines[9]) == "!!! HIGH Desaturation 78 (below 80) acknowledged 12 s id 1-1"
+    assert squeezed(lines[10]) == "! LOW Source silent [oximeter] technical 3 s id 1-1"
     assert squeezed(line_with(lines, "nonin@")) == (
         "source nonin@serial:///tmp/oximeter lost (no such file) ICU-1 90 items 2 rejects"
     )
@@ -349,7 +351,7 @@ def test_twenty_beds_each_have_a_line_or_are_counted(size: tuple[int, int]) -> N
 
 def test_one_bed_large_has_high_trends_all_alarms_and_what_is_wrong_elsewhere() -> None:
     lines = drawn(STATUS, 80, 24, "ICU-1")
-    assert sum("█" in line for line in lines) >= 3
+    assert sum("█" in line for line in lines) >= 2, "a trend of two lines or more"
     assert line_with(lines, "other beds") == "other beds:  !!! HIGH  ICU-2"
     assert "last 10 min" in "".join(lines)
     assert not any("Desaturation" in line for line in lines)
