@@ -44,6 +44,7 @@ COPIED = ("edge_agent", "drivers", "cloud_sync", "docs", "pyproject.toml", "READ
 TESTS = ("test_alarms_*.py", "test_watch_*.py", "test_presets.py")
 SLOW_S = 0.4  # a test that takes longer is kept for the survivors of the quick ones
 ROW_TIMEOUT_S = 60
+NO_TESTS = int(pytest.ExitCode.NO_TESTS_COLLECTED)
 SKIPPED_NAMES = {"__slots__", "__all__"}
 STATUS = {0: "survived", 1: "killed", 3: "killed", 5: "survived", 33: "survived", 37: "refused"}  # else: timeout
 SWAPPED: dict[type[ast.AST], str] = {
@@ -347,13 +348,27 @@ def _passes(folder: Path, more: dict[str, str], selection: Sequence[str], timeou
             nowhere = os.open(os.devnull, os.O_RDWR)
             for one in (0, 1, 2):
                 os.dup2(nowhere, one)
-            signal.alarm(timeout_s)
             code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *selection]))
         os._exit(code)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return "timeout"
-    return "survived" if os.WEXITSTATUS(status) == 0 else "killed"
+    end = time.monotonic() + timeout_s
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "timeout"
+        time.sleep(0.01)
+    return "survived" if os.waitstatus_to_exitcode(status) in (0, NO_TESTS) else "killed"
+
+
+def _by_nearness(folder: Path, file: str) -> list[list[str]]:
+    """The test files of a module's own room, then the others."""
+    room = file.split("/")[1]
+    tests = sorted(path.relative_to(folder).as_posix() for path in (folder / "tests").rglob("test_*.py"))
+    own = [test for test in tests if test.startswith(f"tests/test_{room}_")]
+    return [selection for selection in (own, [test for test in tests if test not in own]) if selection]
 
 
 def outside(folder: Path, files: Sequence[str], slow: Sequence[str], sample: Sample, told: Progress) -> list[Mutant]:
@@ -373,7 +388,10 @@ def outside(folder: Path, files: Sequence[str], slow: Sequence[str], sample: Sam
         if status not in ("killed", "timeout"):
             (folder / file).write_text(new)
             try:
-                status = _passes(folder, {}, ["tests"], ROW_TIMEOUT_S)
+                for selection in _by_nearness(folder, file):
+                    status = _passes(folder, {}, selection, ROW_TIMEOUT_S)
+                    if status != "survived":
+                        break
                 if status == "survived" and slow:
                     status = _passes(folder, {"MUTANTS_ALL": "1"}, slow, ROW_TIMEOUT_S)
             finally:
@@ -597,6 +615,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SystemExit(f"mutants: another run is at work in {folder}; wait for it, or give a --folder") from None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # mutmut ends with this
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     with original(options.revision) as root:
