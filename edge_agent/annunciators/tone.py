@@ -61,11 +61,15 @@ def _shape(priority: Priority) -> tuple[float, ...]:
     ramp = round(RISE * length_ms / 0.8 * RATE_HZ / 1000)  # a straight ramp passes 10 to 90 % in 0.8 of its length
     # 90 % of the rise lies 0.9 of a ramp after its start, 90 % of the fall 0.1 of a ramp after the fall's start
     plateau = round(length_ms * RATE_HZ / 1000 - 0.2 * ramp)
-    step = 2 * math.pi * FUNDAMENTAL_HZ[priority] / RATE_HZ
-    partials = [(number, _ratio(level)) for number, level in enumerate(HARMONICS_DB, start=1)]
-    samples = []
-    for n in range(2 * ramp + plateau):
-        envelope = min(1.0, n / ramp, (2 * ramp + plateau - n) / ramp)
-        samples.append(envelope * sum(level * math.sin(number * step * n) for number, level in partials))
-    peak = max(abs(sample) for sample in samples)
-    return tuple(sample / peak for sample in samples)
+    wave = _period(FUNDAMENTAL_HZ[priority])
+    turn, whole = len(wave), 2 * ramp + plateau
+    peak = max(map(abs, wave))
+    return tuple(wave[n % turn] / peak * min(1.0, n / ramp, (whole - n) / ramp) for n in range(whole))
+
+
+def _period(hertz: int) -> list[float]:
+    """The fundamental with its harmonics over the shortest whole number of both its periods and samples."""
+    step = 2 * math.pi * hertz / RATE_HZ
+    partials = [(number * step, _ratio(level)) for number, level in enumerate(HARMONICS_DB, start=1)]
+    turn = RATE_HZ // math.gcd(RATE_HZ, hertz)
+    return [sum(level * math.sin(angle * n) for angle, level in partials) for n in range(turn)]
