@@ -381,8 +381,9 @@ def outside(folder: Path, files: Sequence[str], slow: Sequence[str], sample: Sam
         for file, source in sources.items()
         for line, was, now, new in Outside(source, literal_words([source])).run()
     ]
+    jobs = sample.of(jobs)
     found = []
-    for file, line, was, now, new in sample.of(jobs):
+    for file, line, was, now, new in jobs:
         digest = hashlib.sha256(new.encode()).hexdigest()
         status = kept.get(digest, "")
         if status not in ("killed", "timeout"):
