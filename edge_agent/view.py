@@ -177,13 +177,16 @@ def _frame(status: Status, width: int, height: int, only: str | None, glyphs: Gl
         foot = short if height >= 20 else faults
         return [*top, *_large(status, only, width, room - len(foot), glyphs), *foot, *notice]
     beds: Sequence[Status] = status.get("beds", ())
-    forms: tuple[tuple[Callable[[Status, int, Glyphs], list[Text]], list[Text]], ...] = (
-        (_card, full), (_card, short), (_card, faults), (_brief, short), (_brief, faults), (_row, short),
+    alarms = sum(len(bed.get("alarms", ())) for bed in beds)
+    cards = len(beds) + alarms + sum(max(1, len(vitals(bed, glyphs))) for bed in beds)
+    briefs = 2 * len(beds) + alarms
+    forms: tuple[tuple[Callable[[Status, int, Glyphs], list[Text]], int, list[Text]], ...] = (
+        (_card, cards, full), (_card, cards, short), (_card, cards, faults), (_brief, briefs, short),
+        (_brief, briefs, faults), (_row, len(beds), short),
     )  # fmt: skip
-    for form, foot in forms:
-        body = [line for bed in beds for line in form(bed, width, glyphs)]
-        if len(body) <= room - len(foot):
-            return [*top, *body, *foot, *notice]
+    for form, lines, foot in forms:
+        if lines <= room - len(foot):
+            return [*top, *(line for bed in beds for line in form(bed, width, glyphs)), *foot, *notice]
     return [*top, *_most_urgent(beds, width, room - len(faults), glyphs), *faults, *notice]
 
 

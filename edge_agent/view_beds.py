@@ -10,6 +10,7 @@ Source: IEC 60601-1-8, 6.3.2.2 (red, yellow and cyan for high, medium and low pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -286,17 +287,21 @@ def trend(
     scale = [*there, *(limit for limit in (low, high) if limit is not None)]
     bottom, top = min(scale), max(scale)
     steps = len(glyphs.levels)
-    for value in columns:
-        level = 0
-        style = ""
-        if value is not None:
-            share = (value - bottom) / (top - bottom) if top > bottom else 0.5
-            level = 1 + round(share * (steps * height - 1))
-            style = "bold red" if _outside(value, low, high) else "green"
-        for index, row in enumerate(rows):
-            here = min(steps, max(0, level - steps * (height - 1 - index)))
-            row.append(glyphs.levels[here - 1] if here else " ", style=style)
+    levels = [0 if value is None else 1 + round(_share(value, bottom, top) * (steps * height - 1)) for value in columns]
+    styles = ["bold red" if value is not None and _outside(value, low, high) else "green" for value in columns]
+    for index, row in enumerate(rows):
+        under = steps * (height - 1 - index)  # what the rows below show
+        signs = "".join(" " if level <= under else glyphs.levels[min(steps, level - under) - 1] for level in levels)
+        start = 0
+        for style, run in groupby(styles):  # a piece a style: a frame of twenty beds is drawn once a second
+            end = start + sum(1 for _ in run)
+            row.append(signs[start:end], style=style)
+            start = end
     return rows
+
+
+def _share(value: float, bottom: float, top: float) -> float:
+    return (value - bottom) / (top - bottom) if top > bottom else 0.5
 
 
 def _outside(value: float, low: float | None, high: float | None) -> bool:
