@@ -133,7 +133,7 @@ def test_one_bed_is_not_another() -> None:
 # -- for how long -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alm("ALM-12")
+@pytest.mark.alm("ALM-12", "ALM-22")
 @pytest.mark.parametrize(("state", "key"), [("audio_paused", "audio_pause_s"), ("alarm_paused", "alarm_pause_s")])
 def test_a_pause_ends_at_its_time_and_not_before(state: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     room = Room(**{key: 100})
