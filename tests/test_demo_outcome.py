@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent.config import load
 from edge_agent.demo.compose import configuration
-from edge_agent.demo.outcome import Outcome, edges
+from edge_agent.demo.outcome import Edge, Outcome, edges
 from edge_agent.presets import load_presets
 
 S = 1_000_000_000
@@ -151,6 +151,43 @@ def test_an_alarm_without_output_is_not_seen() -> None:
 def test_what_did_not_arrive_is_named(topic: str) -> None:
     arrived = {name: number for name, number in CONSUMED.items() if not name.endswith(topic)}
     assert watched().missing(edges(EDGES), arrived) == [f"nothing arrived in the topic of {topic}"]
+
+
+def pulses(*priorities: str, output: str = "yellow", condition: str = "x") -> list[Edge]:
+    return [Edge(1, "ICU-1", output, priority, condition) for priority in priorities]
+
+
+ATTENDED = [*pulses("low", "medium", "high"), *pulses("high", output="buzzer")]
+
+
+def attended(state: str = "Ack", inactivation: str = "audio_paused") -> Outcome:
+    it = Outcome("ICU-1", "ICU-2", "oximeter")
+    seen = status([{**DESATURATION, "state": state}], [])
+    seen["beds"][0]["alarm"] = {"inactivation": {"state": inactivation, "remaining_s": 9} if inactivation else None}
+    it.observe(seen)
+    return it
+
+
+def test_what_a_nurse_would_have_missed_is_named() -> None:
+    assert attended().unattended(ATTENDED, "") == []
+    assert attended().unattended(ATTENDED[1:], "") == ["no light of the priority LOW"]
+    assert attended().unattended(ATTENDED[:3], "") == ["no sound of the priority HIGH"]
+    assert attended("On").unattended(ATTENDED, "") == ["no alarm was acknowledged"]
+    assert attended("Ack", "").unattended(ATTENDED, "") == ["audio was not paused"]
+    assert attended("Ack", "audio_off").unattended(ATTENDED, "") == ["audio was not paused"]
+    assert attended().unattended(ATTENDED, "entry 3 is bad") == ["alarm log: entry 3 is bad"]
+
+
+def test_a_self_test_is_no_alarm_and_a_person_at_the_keys_need_not_act() -> None:
+    tried = [Edge(*_tried(edge)) for edge in ATTENDED]
+    assert len(attended().unattended(tried, "")) == 4
+    by_hand = Outcome("ICU-1", "ICU-2", "oximeter", scripted=False)
+    by_hand.observe(status([DESATURATION], []))
+    assert by_hand.unattended(ATTENDED, "") == []
+
+
+def _tried(edge: Edge) -> tuple[int, str, str, str, str]:
+    return edge.at_ns, edge.bed, edge.output, edge.priority, "self_test"
 
 
 def test_a_technical_spo2_condition_is_no_deterioration() -> None:

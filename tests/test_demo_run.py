@@ -19,7 +19,11 @@ def test_the_demo_shows_what_it_promises_and_leaves_nothing_behind() -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Not a medical device" in done.stdout + done.stderr
     assert "demo" in done.stdout.lower() and "embedded Kafka" in done.stdout
-    assert "seen: alarm, technical alarm, forwarding" in done.stdout
+    assert "operator: acknowledge; " in done.stdout and "operator: AUDIO PAUSED" in done.stdout
+    assert "entries, chain holds" in done.stdout
+    assert (
+        "seen: alarms of every priority, technical alarm, acknowledgement, pause, alarm log, forwarding" in done.stdout
+    )
     left = [
         process.cmdline()
         for process in psutil.process_iter()

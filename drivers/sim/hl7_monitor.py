@@ -1,9 +1,9 @@
-"""Vital signs as an HL7 patient monitor sends them: one unsolicited observation message, IHE PCD-01 in form.
+"""What an HL7 patient monitor sends: vital signs, IHE PCD-01 in form, and its own alarms, IHE PCD-04 in form.
 
 Written from the published message structure and not from the decoder, so that the two do not share a misunderstanding.
 A missing value is a row with an empty OBX-5 and status X: the monitor knows the metric and has no result.
 
-Source: HL7 v2.6 chapters 2 and 7; IHE PCD technical framework, transaction PCD-01.
+Source: HL7 v2.6 chapters 2 and 7; IHE PCD technical framework, transactions PCD-01 and PCD-04.
 """
 
 from __future__ import annotations
@@ -74,6 +74,48 @@ def oru_r01(
             f"OBX|{number}|NM|{term.mdc_code}^{term.refid}^MDC|1.{place[0]}.{place[1]}.{counts[place]}|{result}|"
             f"{_unit(term)}|||||{status}|||{stamp}||||{device}"
         )
+    return ("\r".join(segments) + "\r").encode()
+
+
+def oru_r40(
+    *,
+    location: str,
+    control_id: str,
+    at: datetime,
+    alert_id: str,
+    phase: str,
+    text: str,
+    priority: str = "PL",
+    kind: str = "ST",
+    event: str = "196802^MDC_EVT_BATT_LO^MDC",
+    patient_id: str = "",
+    device: str = "SIM-MONITOR^0011223344556677^EUI-64",
+) -> bytes:
+    """One ORU^R40 without frame: an alarm of the monitor with one row for each facet.
+
+    `phase` is start, continue, update or end; `priority` PH, PM, PL or PN; `kind` SP or ST.
+    """
+    stamp = hl7_time(at)
+    state = "inactive" if phase == "end" else "active"
+    facets = (
+        ("ST", event, _text(text)),
+        ("ST", "68481^MDC_ATTR_EVENT_PHASE^MDC", phase),
+        ("ST", "68482^MDC_ATTR_ALARM_STATE^MDC", state),
+        ("ST", "68483^MDC_ATTR_ALARM_INACTIVATION_STATE^MDC", "enabled"),
+        ("ST", "68484^MDC_ATTR_ALARM_PRIORITY^MDC", priority),
+        ("ST", "68485^MDC_ATTR_ALERT_TYPE^MDC", kind),
+    )
+    segments = [
+        f"MSH|^~\\&|{device}|WARD|||{stamp}||ORU^R40^ORU_R40|{_text(control_id)}|P|2.6|||NE|AL||UNICODE UTF-8|||"
+        "IHE_PCD_ACM_001^IHE PCD^1.3.6.1.4.1.19376.1.6.1.4.1^ISO",
+        f"PID|||{_text(patient_id)}^^^HOSPITAL^PI||",
+        f"PV1||I|{location}",
+        f"OBR|1||{_text(alert_id)}^SIM|196616^MDC_EVT_ALARM^MDC|||{stamp}",
+        *(
+            f"OBX|{number}|{form}|{name}|1.0.0.0.{number}|{value}|||{'A~' + priority + '~' + kind}|||F|||{stamp}"
+            for number, (form, name, value) in enumerate(facets, 1)
+        ),
+    ]
     return ("\r".join(segments) + "\r").encode()
 
 

@@ -33,7 +33,7 @@ def _seconds(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; 0 only when the alarm, the technical alarm and the forwarding were really seen."""
+    """Run the demo; 0 only when all that it promises was really seen."""
     try:
         from edge_agent.demo.compose import KAFKA_NOTE, demo
     except ModuleNotFoundError as error:

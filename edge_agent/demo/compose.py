@@ -1,8 +1,10 @@
 """The demo: simulated bedside, agent, cloud-sync and an embedded Kafka, and one terminal view of all of it.
 
 Everything runs as it does in a hospital, in processes of its own with a configuration of its own, in a temporary folder
-that goes at the end. The demo itself holds the devices and is a client of the agent's control socket. It ends with a
-summary, and with exit code 0 only when the alarm, the technical alarm and the forwarding were really seen.
+that goes at the end. The demo itself holds the devices and is a client of the agent's control socket. On a terminal a
+person is the operator, by keys; elsewhere a script acknowledges and pauses. It ends with a summary, and with exit code
+0 only when alarms of every priority, the technical alarm, the operator's actions, the alarm log and the forwarding were
+really seen.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -24,6 +27,8 @@ from edge_agent.buffer import create_key_file
 from edge_agent.control import answers
 from edge_agent.demo.children import Child, ChildDied, started
 from edge_agent.demo.follow import statuses, until
+from edge_agent.demo.logbook import last_entries
+from edge_agent.demo.operator import KEYS, Operator, keys
 from edge_agent.demo.outcome import Edge, Outcome, edges
 from edge_agent.demo.ward import STRAP_NAME, Script, Ward, bed_names, location
 from edge_agent.presets import load_presets
@@ -36,6 +41,9 @@ KEY_FILE = "key"
 _OXIMETER = "oximeter"
 _LOOK_S = 0.05
 _STATUS_S = 1.0
+_LOG_LINES = 12
+_NOTES = 8  # of what happened, below the beds
+_SOUND_CARDS = Path("/dev/snd")  # a playback device of ALSA is pcmC*D*p in it
 
 Say = Callable[[str], None]
 
@@ -65,6 +73,8 @@ def configuration(beds: list[str], folder: Path, mllp_port: int, serial_path: Pa
         f'[[annunciator]]\nkind = "record"\npath = "edges.jsonl"\nbed = {quoted(bed)}\n'
         for bed in dict.fromkeys((beds[0], beds[-1]))
     ]
+    if has_sound():
+        lines.append('[[annunciator]]\nkind = "sound"\n')
     lines += [f'[[bed]]\nid = {quoted(bed)}\npreset = "{PRESET}"\nlocation = {quoted(location(bed))}\n' for bed in beds]
     serial, strap = f"serial://{serial_path}", f"ble://name/{STRAP_NAME}?hci={hci}"
     lines += [
@@ -75,6 +85,11 @@ def configuration(beds: list[str], folder: Path, mllp_port: int, serial_path: Pa
     return "\n".join(lines)
 
 
+def has_sound() -> bool:
+    """Whether this machine has a sound device; without one the terminal's bell rings for every pulse."""
+    return any(_SOUND_CARDS.glob("pcm*p"))
+
+
 def _source(name: str, driver: str, link: str, bed: str = "") -> str:
     keys = {"name": name, "driver": driver, "link": link, "bed": bed}
     return "\n".join(["[[source]]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items() if value), ""])
@@ -83,14 +98,26 @@ def _source(name: str, driver: str, link: str, bed: str = "") -> str:
 class Demo:
     """One demo in one folder; `run` gives its exit code."""
 
-    def __init__(self, folder: Path, beds: int, seconds: float | None, say: Say, script: Script | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        beds: int,
+        seconds: float | None,
+        say: Say,
+        script: Script | None = None,
+        *,
+        hand: bool = False,
+    ) -> None:
+        """With `hand` a person at the keys is the operator; else the script acts."""
         self.beds = bed_names(beds)
         self.children: list[Child] = []
         self._folder, self._seconds, self._say = folder, seconds, say
         self._script = script or Script()
         self._stop = asyncio.Event()
         self._started = time.monotonic()
-        self._outcome = Outcome(self.beds[0], self.beds[-1], _OXIMETER)
+        self._outcome = Outcome(self.beds[0], self.beds[-1], _OXIMETER, scripted=not hand)
+        self.hand = hand
+        self._operator = Operator(folder / "control.sock", self._tell)
 
     def stop(self) -> None:
         """End the demo as when its seconds are over."""
@@ -117,6 +144,11 @@ class Demo:
             self._started = time.monotonic()
             devices = asyncio.create_task(ward.run())
             stack.push_async_callback(_cancelled, devices)
+            if self.hand:
+                stack.enter_context(keys(self._keys(ward)))
+                stack.push_async_callback(_cancelled, asyncio.create_task(self._ring()))
+            else:
+                stack.push_async_callback(_cancelled, asyncio.create_task(self._act()))
             await self._follow(show, devices, ward)
             await self._drained(kafka)
             return self._tell_end(ward, kafka)
@@ -170,6 +202,43 @@ class Demo:
         if not self._stop.is_set():
             raise ChildDied("edge-agent closed its control socket")
 
+    def _keys(self, ward: Ward) -> dict[str, Callable[[], Awaitable[None] | None]]:
+        return {
+            "a": self._operator.acknowledge,
+            "p": self._operator.pause,
+            "r": self._operator.resume,
+            "c": ward.pull_or_plug,
+            "b": ward.battery,
+            "l": self._read_log,
+            "q": self.stop,
+        }
+
+    async def _act(self) -> None:
+        """What the operator does where nobody sits at the keys."""
+        script, operator = self._script, self._operator
+        for second, action in (
+            (script.acknowledges_s, operator.acknowledge),
+            (script.pauses_s, operator.pause),
+            (script.resumes_s, operator.resume),
+        ):
+            await asyncio.sleep(max(0.0, second - self.elapsed()))
+            await action()
+
+    async def _ring(self) -> None:
+        """Ring the terminal's bell for every pulse where there is no loudspeaker."""
+        heard = 0
+        while not has_sound():
+            await asyncio.sleep(_LOOK_S)
+            pulses = sum(edge.output == "buzzer" for edge in self._output())
+            if pulses > heard:
+                heard = pulses
+                os.write(1, b"\a")  # past the screen, which would print it
+
+    def _read_log(self) -> None:
+        lines, fault = last_entries(self._folder / "data", self._folder / KEY_FILE, _LOG_LINES)
+        for line in lines or [f"alarm log: {fault}"]:
+            self._say(line)
+
     async def _drained(self, kafka: Child) -> None:
         """Wait until as much has arrived as has been forwarded by now, at most DRAIN_S."""
         wanted = max(1, self._outcome.forwarded())
@@ -187,13 +256,17 @@ class Demo:
         self._say(f"\n{len(self.beds)} beds, {self.elapsed():.0f} s, {ward.acknowledged} HL7 messages acknowledged")
         for line in self._outcome.summary(output, arrived, ward.spo2_sent, ward.pulled_ns, conditions):
             self._say(line)
-        missing = self._outcome.missing(output, arrived)
+        listed, log_fault = last_entries(self._folder / "data", self._folder / KEY_FILE, _LOG_LINES)
+        for line in listed:
+            self._say(line)
+        missing = self._outcome.missing(output, arrived) + self._outcome.unattended(output, log_fault)
         for what in missing:
             self._say(f"NOT SEEN: {what}")
         if missing and self.elapsed() < _shortest(self._script):
             self._say(f"the demo was shorter than the {_shortest(self._script):.0f} s that its story takes")
         if not missing:
-            self._say("seen: alarm, technical alarm, forwarding")
+            acted = "" if self.hand else "acknowledgement, pause, "
+            self._say(f"seen: alarms of every priority, technical alarm, {acted}alarm log, forwarding")
         return 1 if missing else 0
 
     def _output(self) -> list[Edge]:
@@ -229,15 +302,15 @@ async def demo(beds: int, seconds: float | None, *, plain: bool) -> int:
         display = None
         if not plain:
             display = stack.enter_context(view.screen())
-        it = Demo(folder, beds, seconds, said.append if display else _print)
+        it = Demo(folder, beds, seconds, said.append if display else _print, hand=not plain and sys.stdin.isatty())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, it.stop)
 
         def show(status: view.Status) -> None:
             if display is not None:
-                event = said[-1] if said else "all well so far"
-                view.show(display, {**status, "notice": f"{event}  ({KAFKA_NOTE})  {status['notice']}"})
+                notes = [*said[-_NOTES:], f"keys: {KEYS}" if it.hand else "Ctrl-C ends it", KAFKA_NOTE]
+                view.show(display, {**status, "notes": notes})
             else:
                 _print(f"[{it.elapsed():3.0f} s] {view.plain_line(status)}")
 

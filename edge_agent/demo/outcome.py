@@ -9,6 +9,8 @@ from typing import Any
 from edge_agent.presets import Condition
 
 LOST = ("source_lost", "source_silent")  # rows of the preset that a pulled cable may raise, as ROW:SOURCE
+SELF_TEST = "self_test"  # the condition of edges that only try the outputs
+BUZZER = "buzzer"
 _NS = 1e9
 
 
@@ -48,6 +50,9 @@ class Outcome:
     technical: dict[str, Any] | None = None  # the first alarm after the cable was pulled
     source_was_lost: bool = False
     source_is_back: bool = False
+    scripted: bool = True  # a script is the operator: what it does must be seen too
+    acknowledged: bool = False
+    paused: bool = False
     last: dict[str, Any] = field(default_factory=dict)
     _before: set[str] = field(default_factory=set)  # alarms of the oximeter's bed that were there before the pull
 
@@ -55,7 +60,9 @@ class Outcome:
         """Take one status of the agent into account."""
         self.last = status
         for bed in status["beds"]:
+            self.paused |= ((bed.get("alarm") or {}).get("inactivation") or {}).get("state") == "audio_paused"
             for alarm in bed["alarms"]:
+                self.acknowledged |= alarm["state"] == "Ack"
                 if bed["id"] == self.sick_bed and alarm["condition"].startswith("spo2_"):
                     self._physiological(alarm)
                 if bed["id"] == self.oximeter_bed and self._of_oximeter(alarm):
@@ -101,6 +108,26 @@ class Outcome:
         for topic in ("observations", "alerts"):
             if not _of_topic(consumed, topic):
                 out.append(f"nothing arrived in the topic of {topic}")
+        return out
+
+    def unattended(self, output: list[Edge], log_fault: str) -> list[str]:
+        """What a nurse would have missed, in words: lights, sound, what the operator's hand does, the alarm log."""
+        alarms = [edge for edge in output if edge.condition != SELF_TEST]
+        lit = {edge.priority for edge in alarms if edge.output != BUZZER}
+        heard = {edge.priority for edge in alarms if edge.output == BUZZER}
+        out = [
+            f"no light of the priority {priority.upper()}"
+            for priority in ("low", "medium", "high")
+            if priority not in lit
+        ]
+        if "high" not in heard:
+            out.append("no sound of the priority HIGH")
+        if self.scripted and not self.acknowledged:
+            out.append("no alarm was acknowledged")
+        if self.scripted and not self.paused:
+            out.append("audio was not paused")
+        if log_fault:
+            out.append(f"alarm log: {log_fault}")
         return out
 
     def forwarded(self) -> int:

@@ -2,7 +2,8 @@
 
 All beds but the last are on a monitor that reports them over one HL7 connection. The last bed has an oximeter on a
 serial line and a heart-rate strap. The first bed deteriorates: its SpO2 falls by FALL_A_SECOND to LOWEST_SPO2 and
-recovers later. The oximeter's cable is pulled and put back. With one bed only, all of it happens there.
+recovers later. The monitor tells of its low battery, a technical alarm of its own. The oximeter's cable is pulled and
+put back. With one bed only, all of it happens there. A person may pull and plug too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from drivers.sim.hl7_monitor import oru_r01
+from drivers.sim.hl7_monitor import oru_r01, oru_r40
 from drivers.sim.patient import Patient
 from edge_agent.demo import frames
 from edge_agent.demo.monitor import Hl7Monitor
@@ -39,10 +40,15 @@ Values = dict[str, float | None]
 class Script:
     """What happens when, in seconds since the devices began to send."""
 
+    battery_s: float = 6.0
     falls_s: float = 15.0
     recovers_s: float = 75.0
     pulled_s: float = 30.0
     plugged_s: float = 38.0
+    charged_s: float = 90.0
+    acknowledges_s: float = 29.0  # by then the HIGH has sounded for some seconds
+    pauses_s: float = 33.0
+    resumes_s: float = 42.0
 
 
 def bed_names(count_of_beds: int) -> list[str]:
@@ -104,6 +110,7 @@ class Ward:
         self._radio = VirtualRadio()
         self._stack = AsyncExitStack()
         self._strap: Wearable | None = None
+        self._battery_low = False
         self._numbers = count(1)
 
     async def __aenter__(self) -> Self:
@@ -174,20 +181,43 @@ class Ward:
         while True:
             await self._monitor.send(await self._messages.get())
 
+    def pull_or_plug(self) -> None:
+        """Pull the oximeter's cable, or put it back."""
+        if self._wire.plugged:
+            self._tell(f"{self.oximeter_bed}: the oximeter's cable is pulled")
+            self.pulled_ns = time.monotonic_ns()
+            self._wire.pull()
+        else:
+            self._tell(f"{self.oximeter_bed}: the oximeter's cable is put back")
+            self.plugged_ns = time.monotonic_ns()
+            self._wire.plug()
+
+    def battery(self, *, low: bool | None = None) -> None:
+        """Let the monitor say that its battery is low, or well again; without `low`, the other of the two."""
+        self._battery_low = not self._battery_low if low is None else low
+        self._tell(f"{self.sick_bed}: the monitor's battery is {'low' if self._battery_low else 'charged'}")
+        self._queue(
+            oru_r40(
+                location=location(self.sick_bed), control_id=f"DEMO{next(self._numbers)}",
+                at=datetime.now().astimezone(), alert_id="battery", phase="start" if self._battery_low else "end",
+                text="Monitor: battery low", patient_id=f"SIM-{self.sick_bed}",
+            )
+        )  # fmt: skip
+
     def _happen(self, second: int) -> None:
         script = self._script
+        if second == script.battery_s:
+            self.battery(low=True)
+        elif second == script.charged_s and self._battery_low:
+            self.battery(low=False)
         if second == script.falls_s:
             self._tell(f"{self.sick_bed}: SpO2 begins to fall")
         elif second == script.recovers_s:
             self._tell(f"{self.sick_bed}: SpO2 recovers")
-        if second == script.pulled_s:
-            self._tell(f"{self.oximeter_bed}: the oximeter's cable is pulled")
-            self.pulled_ns = time.monotonic_ns()
-            self._wire.pull()
-        elif second == script.plugged_s:
-            self._tell(f"{self.oximeter_bed}: the oximeter's cable is put back")
-            self.plugged_ns = time.monotonic_ns()
-            self._wire.plug()
+        if (second == script.pulled_s and self._wire.plugged) or (
+            second == script.plugged_s and not self._wire.plugged
+        ):
+            self.pull_or_plug()
 
 
 def location(bed: str) -> str:
