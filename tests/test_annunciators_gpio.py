@@ -315,6 +315,19 @@ def test_a_buzzer_that_gets_stuck_during_the_test_fails_it(wired: Wired, quick: 
     one.close()
 
 
+@pytest.mark.alm("ALM-30")
+def test_a_loose_contact_that_closes_before_the_end_fails_the_test(wired: Wired, quick: None) -> None:
+    one = Annunciator(Gpio(LINES), on_fault=(faults := Faults()))
+    wired.wire = lambda on: True
+    one.self_test(1)
+    faults.wait(1)
+    wired.wire = lambda on: not on
+    assert outcome(one)["state"] == "failed" and "open" in one.test_result["detail"]
+    faults.wait(2)
+    assert one.fault == "", "by the end all followed"
+    one.close()
+
+
 def test_an_alarm_cuts_the_test_of_a_prompt_output_in_the_alarm_loop() -> None:
     output = Probe(prompt=True)
     one = Annunciator(output, on_fault=Faults())
