@@ -366,3 +366,25 @@ def test_without_its_chip_the_real_gpiod_makes_a_fault_that_says_what_to_do(told
     made.close()
     assert time.monotonic() - before < 1.0, "closing does not wait for the next attempt"
     made.close()
+
+
+def finding(tmp_path: Path) -> tuple[str, str]:
+    from edge_agent.commands.doctor import check_gpio
+
+    path = tmp_path / "edge.toml"
+    path.write_text('[gateway]\nid = "g"\ndata_dir = "d"\n[[bed]]\nid = "B"\n[[button]]\nchip = "no such"\nline = 3\n')
+    (found,) = check_gpio(config.load(path))
+    return found.state, found.detail
+
+
+def test_doctor_looks_for_the_chip_of_a_button(tmp_path: Path, chip: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpiod
+
+    assert finding(tmp_path) == ("FAIL", "no chip with label 'no such'; present: pinctrl-bcm2711")
+
+    def denied(path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(gpiod, "Chip", denied)
+    verdict, detail = finding(tmp_path)
+    assert verdict == "FAIL" and "add the agent's user to the group" in detail

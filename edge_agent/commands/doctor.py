@@ -167,12 +167,17 @@ def check_disk(loaded: Loaded) -> Iterator[Finding]:
 def check_gpio(loaded: Loaded) -> Iterator[Finding]:
     """The GPIO chips by label."""
     wanted = {item.chip for item in loaded.config.annunciator if item.kind == "gpio"}
+    wanted |= {item.chip for item in loaded.config.button}
     if not wanted:
-        yield Finding("gpio", "ok", "no gpio annunciator configured")
+        yield Finding("gpio", "ok", "no gpio annunciator or button configured")
         return
-    from edge_agent.gpio_chips import chip_labels
+    from edge_agent.gpio_chips import ChipError, chip_labels
 
-    labels = chip_labels()
+    try:
+        labels = chip_labels()
+    except ChipError as error:
+        yield Finding("gpio", "FAIL", str(error))  # which says what to do
+        return
     for chip in sorted(wanted):
         if chip in labels:
             yield Finding("gpio", "ok", f"chip {chip} present")
