@@ -24,7 +24,7 @@ import msgspec
 from edge_agent import links
 from edge_agent.alarm_log import FILE, AlarmLog
 from edge_agent.annunciators import Annunciator, open_annunciators
-from edge_agent.buffer import Buffer, KeyProblem, load_kek
+from edge_agent.buffer import Buffer, KeyProblem, load_kek, receivers
 from edge_agent.buffer.clock import UNSYNCHRONIZED, Clock
 from edge_agent.button import Button
 from edge_agent.continuity import LIMITS, Continuity
@@ -241,6 +241,7 @@ class Agent:
             self.buffer = Buffer(
                 data_dir, key, self.config.gateway.id, self.config.buffer,
                 on_committed=self._on_committed, on_fault=self._on_buffer_fault, on_shed=self._on_shed,
+                receivers=receivers(self.config.cloud),
             )  # fmt: skip
         except (KeyProblem, OSError) as error:
             self.fault(BUFFER_CONDITIONS["buffer key"], "buffer", str(error))
