@@ -178,6 +178,21 @@ def test_the_length_of_an_outage_is_known_although_nothing_was_logged_for_hours(
     rig.close()
 
 
+@pytest.mark.alm("ALM-19")
+def test_the_length_of_an_outage_is_known_although_the_last_entry_bears_a_later_time(tmp_path: Path) -> None:
+    clock = FakeClock()
+    rig = Rig(tmp_path / "log", clock=clock)
+    rig.write(event("a", at_ns=clock.mono + 3_600_000_000_000))
+    lock = rig.path.with_suffix(".lock")
+    _until(lambda: lock.stat().st_mtime_ns == clock.utc)
+    kill(rig)
+    clock.pass_s(12)
+    rig = restarted(tmp_path / "log", clock=clock)
+    assert rig.log.previous.last_entry_s is None
+    assert rig.log.previous.outage_s == pytest.approx(12.0, abs=0.01)
+    rig.close()
+
+
 @pytest.mark.alm("ALM-21")
 @pytest.mark.parametrize("hours", [1, -1])
 def test_a_step_of_the_wall_clock_is_marked_and_changes_no_order(tmp_path: Path, hours: int) -> None:
@@ -513,6 +528,52 @@ def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
     assert store._connection.execute("PRAGMA synchronous").fetchone() == (2,)
     assert store._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     store.close()
+
+
+def test_last_words_are_bounded_too_and_those_that_are_kept_stay_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "WAITING_LIMIT", 10)
+    disk = _Disk(monkeypatch)
+    rig = Rig(tmp_path)
+    rig.write(event("before"))
+    disk.go.clear()
+    disk.asked.clear()
+    rig.log.append("ICU-3", "", event("first"))
+    assert disk.asked.wait(DEADLINE_S)
+    for number in range(10):
+        rig.log.append("ICU-3", "", event(f"wait-{number}"))
+    for number in range(30):
+        rig.log.append("ICU-3", "", event(f"refused-{number}"))
+    rig.log.append("ICU-3", "", event("refused-3", "end", "Off"))
+    disk.go.set()
+    assert rig.log.flush(DEADLINE_S)
+    rig.close()
+    assert alerts(rig.path)[12:] == [*(f"refused-{number}" for number in (0, 1, 2, 4, 5, 6, 7, 8, 9, 3))]
+    assert marks(rig.path, "lost") == [{"entries": 21}]
+
+
+def test_a_disk_that_takes_no_new_log_does_not_fill_with_copies_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "_RETRY_S", 0.001)
+    failures: list[int] = []
+    real = log_module.create
+
+    def create(path: Path, kek: bytes) -> None:
+        if len(failures) < 20:
+            failures.append(1)
+            raise OSError(28, "No space left on device")
+        real(path, kek)
+
+    monkeypatch.setattr(log_module, "create", create)
+    (tmp_path / FILE).write_bytes(b"noise" * 1000)
+    rig = Rig(tmp_path)
+    rig.write(event("a"))
+    rig.close()
+    assert len(failures) == 20
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+    assert alerts(rig.path) == ["a"]
 
 
 # -- retention --------------------------------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ class AlarmLog:
         self._lock_file = -1
         self._lived: float | None = None
         self._aside = ""
+        self._kept: Path | None = None  # where the file lies that has no successor yet
         self._quality: chain.Quality = "unknown"
         self._offset_ns = 0
         self._steps()
@@ -404,8 +405,11 @@ class AlarmLog:
 
     def _put_aside(self, kind: str, reason: str) -> None:
         assert self._kek is not None
-        folder = files.put_aside(self.path, self._clock.utc_ns())
+        if self._kept is None:  # once, however often the new file then cannot be made
+            self._kept = files.put_aside(self.path, self._clock.utc_ns())
+        folder = self._kept
         create(self.path, self._kek)
+        self._kept = None
         self._aside = f"{folder.parent.name}/{folder.name}: {reason}"
         self._fault(kind, f"{self.path}: {reason}; it was put aside in {folder}, a new log has begun")
 
