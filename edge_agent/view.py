@@ -263,7 +263,7 @@ def _large(status: Status, only: str, width: int, room: int, glyphs: Glyphs) -> 
     found = vitals(bed, glyphs)
     left = room - len(out) - len(elsewhere)
     if reminder and left > len(found):
-        of = ", ".join(map(clean, reminder.get("of", ())))
+        of = clean(reminder.get("of", "")).replace("_", " ")
         out.append(cut(Text(f"reminder in {clock(reminder.get('next_s', 0))} of: {of}", style="dim"), width))
         left -= 1
     tall = max(1, min(_TALLEST_TREND, left // max(1, len(found))))

@@ -305,8 +305,8 @@ def test_what_an_alarm_line_leaves_out_on_a_narrow_screen(width: int, expected: 
 
 
 def test_a_reminder_is_announced_on_the_large_view() -> None:
-    state = {"priority": "none", "inactivation": None, "reminder": {"of": ["audio_off"], "next_s": 42}}
-    assert "reminder in 0:42 of: audio_off" in drawn(only(alarm=state, values={}), 80, 24, "B")
+    state = {"priority": "none", "inactivation": None, "reminder": {"of": "audio_off, spo2_low", "next_s": 42}}
+    assert "reminder in 0:42 of: audio off, spo2 low" in drawn(only(alarm=state, values={}), 80, 24, "B")
 
 
 # -- room ---------------------------------------------------------------------------------------------------------
