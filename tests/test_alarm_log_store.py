@@ -382,6 +382,29 @@ def test_alarms_that_no_restart_could_take_up_are_not_kept_for_ever(tmp_path: Pa
     assert only.event.alert_id == "fresh"
 
 
+def test_a_restart_that_did_not_wait_for_a_slow_disk_is_not_given_old_alarms_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    rig.write(event("stale"))
+    rig.close()
+    go, real = threading.Event(), Store.__init__
+
+    def slow(store: Store, *values: Any) -> None:
+        assert go.wait(DEADLINE_S)
+        real(store, *values)
+
+    monkeypatch.setattr(Store, "__init__", slow)
+    rig = Rig(tmp_path, run_id="run-2")
+    assert not rig.log.wait_ready(0.01)
+    go.set()
+    rig.write(event("fresh"))
+    assert rig.log.active() == []
+    rig.close()
+    (only,) = restarted(tmp_path).log.active()
+    assert only.event.alert_id == "fresh"
+
+
 # -- the disk ---------------------------------------------------------------------------------------------------------
 
 

@@ -153,8 +153,13 @@ class AlarmLog:
     # -- what a restart wants to know -----------------------------------------------------------------------------
 
     def wait_ready(self, timeout_s: float = 2.0) -> bool:
-        """Whether the file is open, so that `active`, `inactivations`, `settings` and `previous` speak of it."""
-        return self._ready.wait(timeout_s) and self._opened
+        """Whether the file is open, so that `active`, `inactivations`, `settings` and `previous` speak of it.
+
+        Once it is False, alarms of an older run are not given any more: a restart has gone on without them.
+        """
+        if not self._ready.wait(timeout_s):
+            self._ready.set()
+        return self._opened
 
     def active(self, timeout_s: float = 2.0) -> list[Active]:
         """The last event of each alarm that was not Off when the file was opened, in order of these events."""
@@ -351,7 +356,7 @@ class AlarmLog:
         if not self._opened:
             self._found = store.settings
             self.previous = self._judge(store)
-            if self._ready.is_set():  # too late for a restart to take them up: nobody will end them
+            if self._ready.is_set():  # a restart has gone on without them: nobody would ever end them
                 batch.active.update(dict.fromkeys(store.active))
             else:
                 self._restored = sorted(store.active.values(), key=lambda item: item.number)
@@ -359,8 +364,8 @@ class AlarmLog:
             batch.active.update(self._carried)
             batch.settings.update({**self._found, **self._put})
         self._add_mark(store, batch, "boot", self._boot_detail(), self._clock.monotonic_ns())
-        self._store, self._batch = store, self._make(store, batch)  # with items that an older file could not keep
         self._opened = True
+        self._store, self._batch = store, self._make(store, batch)  # with items that an older file could not keep
         self._ready.set()
 
     def _lock(self) -> None:
