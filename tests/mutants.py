@@ -70,6 +70,7 @@ pytest_add_cli_args_test_selection = ["tests"]
 timeout_multiplier = 4.0
 timeout_constant = 2.0
 use_git_change_detection = false
+track_dependencies = false
 """
 CONFTEST = """
 
