@@ -365,6 +365,12 @@ def test_severity_is_reached_between_values_at_its_time(tmp_path: Path, value: f
     assert bed.log == [(at, "spo2_low", True)]
 
 
+def test_a_small_deficit_weighs_what_it_is(tmp_path: Path) -> None:
+    bed = severe(tmp_path, 5)
+    bed.see(0, "spo2", 89.5)
+    assert bed.watch.next_deadline() == 10 * NS
+
+
 def test_severity_adds_up_over_values_and_never_lengthens_the_delay(tmp_path: Path) -> None:
     bed = severe(tmp_path)
     bed.see(0, "spo2", 88)  # 2 x 5
@@ -491,3 +497,20 @@ def test_the_next_deadline_is_of_something_that_waits(bed: Bedside) -> None:
     bed.see(1, "spo2", 97)
     assert bed.watch.next_deadline() == 30 * NS
     assert bed.tick(29) == [] and list(bed.watch.tick(29 * NS)) == []
+
+
+def test_the_short_way_is_taken_up_to_the_limits_themselves_and_no_further() -> None:
+    bed = Bedside(built_in()["adult"])
+    bed.see(0, "heart_rate", 70)
+    taken: list[float] = []
+
+    def long_way(*arguments: object) -> tuple[()]:
+        taken.append(arguments[2].value)  # type: ignore[attr-defined]
+        return ()
+
+    bed.watch._observe = long_way  # type: ignore[method-assign, assignment]
+    for value in (50.0, 120.0, 70.0, 49.9, 120.1, None):
+        bed.see(1, "heart_rate", value)
+    assert taken == [49.9, 120.1, None]
+    (slot,) = bed.watch._beds[BED].slots.values()
+    assert (slot.value, slot.at_ns) == (70, NS)

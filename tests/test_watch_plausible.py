@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from watch_rig import BED, NS, Bedside, built_in, low, preset
 
+from edge_agent.presets import Preset, load_presets
 from edge_agent.records import Observation
 from edge_agent.terms import TERMS, Term
 from edge_agent.watch import Watch
@@ -213,3 +214,16 @@ def test_a_limit_is_not_held_by_a_stream_that_aged_before_the_first_valid_value_
     assert prompt.present == {"spo2_low", "implausible:spo2"}, "nothing valid has taken its place"
     prompt.see(32, "spo2", 97, channel="b")
     assert prompt.present == set()
+
+
+def test_the_row_names_the_condition_and_without_one_it_is_told_too(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'name = "own"\n[[condition]]\nid = "odd"\nkind = "technical"\npresent = "implausible"\npriority = "low"\n'
+    )
+    for rows, condition in ((load_presets([path])["own"], "odd:spo2"), (Preset("", "", ()), "implausible:spo2")):
+        bed = Bedside(rows)
+        bed.see(0, "spo2", 0.97)
+        assert bed.present == {condition}
+        bed.see(1, "spo2", 97)
+        assert bed.present == set()

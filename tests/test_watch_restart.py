@@ -33,6 +33,13 @@ def test_a_restored_limit_is_not_told_again_and_stays_while_its_vital_violates(p
     assert prompt.present == {"spo2_low"} and prompt.log == []
 
 
+def test_what_is_held_waits_for_nothing_once_a_value_has_taken_over(prompt: Bedside) -> None:
+    prompt.restore(0, "spo2_low", 85.0)
+    assert prompt.watch.next_deadline() == 30 * NS
+    prompt.see(10, "spo2", 84)
+    assert prompt.watch.next_deadline() == 40 * NS
+
+
 def test_the_deadband_holds_for_the_first_value_after_a_restart(prompt: Bedside) -> None:
     prompt.restore(0, "spo2_low", 85.0)
     assert prompt.see(1, "spo2", 91.9) == []

@@ -183,7 +183,7 @@ class Vital:
         self.implausible.follow(odd)
         self._follow_silence(silent, at_ns, changes)
         self._measure(limits, silent)
-        self.armed = all(tracker.armed for tracker in self.trackers()[:-1])
+        self.armed = False  # looked at again with the next value
         for slot in self.slots:
             slot.follow()
             if slot.fresh and slot.due_ns is not None and slot.at_ns + self.age_ns < slot.due_ns:
