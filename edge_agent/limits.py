@@ -53,6 +53,10 @@ class Limits:
         """The preset in force on a bed."""
         return self._now[bed]
 
+    def is_changed(self, bed: str) -> bool:
+        """Whether an operator changed the preset or a limit of a bed for this patient."""
+        return bed in self._changed
+
     def rows(self, bed: str) -> list[dict[str, Any]]:
         """Every limit of a bed, those that the preset takes out included, as an operator's view shows them."""
         preset, configured = self._now[bed], self._configured[bed]

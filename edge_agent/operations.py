@@ -232,23 +232,27 @@ class Operations:
     def _bed_status(self, bed: str, now: int, *, trends: bool) -> dict[str, Any]:
         pipeline = self._agent.pipeline
         view = pipeline.alarms.view(bed, now)
+        limits = self._limits()
+        preset = limits.preset(bed)
+        ages = {row.vital: row.silence_s for row in preset.conditions if row.verb == "silent"}
         values = {
             term: {
                 "value": item.value,
                 "unit": terms.BY_NAME[term].ucum,
                 "validity": item.validity,
                 "age_s": round((now - item.at_ns) / 1e9, 1),
+                "max_age_s": ages.get(terms.BY_NAME[term].vital),
             }
             for term, item in pipeline.latest[bed].items()
         }
         active = view.pop("alarms")
-        limits = self._limits()
-        shown = {"trends": self._agent.trends.view(bed)} if trends else {}
+        shown = {"trends": self._agent.trends.encoded(bed)} if trends else {}
         return {
             "id": bed,
-            "preset": limits.preset(bed).name,
+            "preset": preset.name,
+            "preset_changed": limits.is_changed(bed),
             "limits": limits.in_force(bed),
-            "limits_off": list(limits.preset(bed).disabled),
+            "limits_off": list(preset.disabled),
             **shown,
             "patient": bool(pipeline.beds.patient(bed)),
             "values": values,

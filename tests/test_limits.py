@@ -95,10 +95,10 @@ def test_a_stricter_limit_judges_the_newest_value_without_waiting_for_the_next()
         ("spo2_low", "below 79", None, "desaturation"),  # inside the more urgent limit
         ("spo2_low", "below 900", None, "plausible"),
         ("spo2_low", "below", None, "number"),
-        ("spo2_low", "silent 3", None, ""),
+        ("spo2_low", "silent 3", None, "silent"),
         ("spo2_low", "below 88", 31.0, "ceiling"),
         ("spo2_desaturation", "below 80", 11.0, "ceiling"),
-        ("spo2_stale", "silent 999", None, ""),
+        ("spo2_stale", "silent 999", None, "spo2_stale"),
         ("nothing", "below 88", None, "no limit"),
     ],
 )
@@ -129,10 +129,10 @@ def test_a_new_patient_gets_the_configured_preset_and_a_restart_keeps_the_change
     bed.apply(bed.limits.set_limit(BED, "spo2_low", "below 84", None, "uid=7", S))
     after = Bedside(bed.kept)
     assert after.limits.restore(bed.kept, 2 * S) == []
-    assert after.limits.preset(BED) == bed.limits.preset(BED)
+    assert after.limits.preset(BED) == bed.limits.preset(BED) and after.limits.is_changed(BED)
     assert {row["condition"] for row in after.limits.rows(BED) if row["changed"]} > {"spo2_low"}
     after.apply(after.limits.new_patient(BED, 3 * S))
-    assert after.limits.preset(BED) is KNOWN["adult"]
+    assert after.limits.preset(BED) is KNOWN["adult"] and not after.limits.is_changed(BED)
     again = Bedside()
     assert again.limits.restore(after.kept, 4 * S) == []
     assert again.limits.preset(BED) is KNOWN["adult"]
