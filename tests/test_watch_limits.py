@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from watch_rig import BED, NS, Bedside, built_in, low, preset
 
-from edge_agent.records import Observation
+from edge_agent.records import DeviceAlarm, Observation
 from edge_agent.watch.room import SLOTS_PER_BED
 
 
@@ -209,6 +209,9 @@ def test_streams_of_a_bed_are_bounded(prompt: Bedside) -> None:
 
 def test_unknown_beds_and_terms_are_ignored(prompt: Bedside) -> None:
     assert list(prompt.watch.observe("nobody", "s", Observation("spo2", 1.0, "valid", 0))) == []
+    assert list(prompt.watch.new_patient("nobody", 0)) == []
+    assert list(prompt.watch.device_alarm("nobody", "s", DeviceAlarm("high", "start", "x", 0))) == []
+    assert list(prompt.watch.source_state("s", ["nobody"], "lost", 0)) == []
     assert prompt.see(0, "no such term", 5) == []
     assert prompt.see(0, "spo2", float("nan")) == []
 
@@ -334,6 +337,26 @@ def test_arming_by_measured_time_is_exact(tmp_path: Path) -> None:
     bed.see_ns(5, "spo2", 85)
     assert bed.see_ns(30 * NS + 4, "spo2", 85) == []
     assert len(bed.see_ns(30 * NS + 5, "spo2", 85)) == 1
+
+
+def test_measured_time_begins_anew_with_the_patient(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, low(0, 0, 'arming = "measured 30"')))
+    bed.see(0, "spo2", 85)
+    bed.take(bed.watch.new_patient(BED, 40 * NS))
+    bed.see(41, "spo2", 85)
+    bed.see(70.9, "spo2", 85)
+    assert bed.present == set()
+    bed.see(71, "spo2", 85)
+    assert bed.present == {"spo2_low"}
+
+
+def test_a_new_patient_forgets_what_waits_for_its_partner() -> None:
+    bed = Bedside(built_in()["adult"])
+    bed.see(0, "nibp_sys", 85)
+    bed.take(bed.watch.new_patient(BED, 1))
+    assert bed.watch.next_deadline() is None
+    bed.tick(10)
+    assert bed.present == set(), "the systolic of the last patient is not the new one's"
 
 
 def test_a_limit_that_is_not_armed_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -284,6 +284,15 @@ def test_a_source_that_is_still_lost_stays_so_without_being_told_again(prompt: B
     assert prompt.present == set()
 
 
+def test_a_source_that_is_just_back_has_its_grace_when_others_are_forgotten(prompt: Bedside) -> None:
+    prompt.restore(0, "source_lost:mon")
+    prompt.state(FORGOTTEN_S - 1, "connected")
+    prompt.tick_ns(round((FORGOTTEN_S - 1 + RETURN_GRACE_S) * NS) - 1)
+    assert prompt.present == {"source_lost:mon"}
+    (change,) = prompt.tick_ns(round((FORGOTTEN_S - 1 + RETURN_GRACE_S) * NS))
+    assert not change.present and change.detail != ABSENT
+
+
 def test_a_lost_source_that_is_silent_now_has_one_alarm_all_the_time(prompt: Bedside) -> None:
     prompt.restore(0, "source_lost:mon")
     prompt.state(10, "silent")

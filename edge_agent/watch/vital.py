@@ -174,12 +174,12 @@ class Vital:
         """Take over the rows of a changed preset and judge the newest values by them at once."""
         limits, silent, odd = self._rows(preset)
         old = {limit.condition: limit for limit in self.limits}
-        now = [old.get(row.id) or Tracker(self.queue, self.bed, row.id, row) for row in limits]
-        moved = {row.id for row, limit in zip(limits, now, strict=True) if _figures(limit.row) != _figures(row)}
-        for row, limit in zip(limits, now, strict=True):
+        now = [(row, old.get(row.id) or Tracker(self.queue, self.bed, row.id, row)) for row in limits]
+        moved = {row.id for row, limit in now if _figures(limit.row) != _figures(row)}
+        for row, limit in now:
             limit.armed = limit.armed or self._would_be_armed(row, at_ns)
             limit.follow(row)
-        self.limits = tuple(now)
+        self.limits = tuple(limit for _, limit in now)
         self.implausible.follow(odd)
         self._follow_silence(silent, at_ns, changes)
         self._measure(limits, silent)
