@@ -171,8 +171,8 @@ def test_a_limit_that_is_new_is_armed_by_what_was_seen(tmp_path: Path, adult: Pr
                                                      ("at_least 86", 1, False)])  # fmt: skip
 def test_arming_of_a_new_row(tmp_path: Path, arming: str, at: float, armed: bool) -> None:
     bed = Bedside(preset(tmp_path, '[[condition]]\nid = "spo2_stale"\narming = "at_least 84"\npresent = "silent 90"\n'))
-    bed.see(0, "spo2", 85)
-    bed.change(at, preset(tmp_path, low(0, 0, f'arming = "{arming}"')))
+    bed.see(7, "spo2", 85)
+    bed.change(7 + at, preset(tmp_path, low(0, 0, f'arming = "{arming}"')))
     assert bed.present == ({"spo2_low"} if armed else set())
 
 
