@@ -18,7 +18,7 @@ from msgspec import structs
 
 from edge_agent.alarm_log import Active, AlarmLog, now_in
 from edge_agent.buffer.clock import Clock
-from edge_agent.pipeline import Feed, Pipeline
+from edge_agent.pipeline import GATEWAY, Feed, Pipeline
 from edge_agent.records import AlarmEvent
 
 PATIENTS, LIMITS, BEDS_OF_SOURCES = "patients", "limits", "beds of sources"
@@ -57,9 +57,15 @@ class Continuity:
             moment = (kept.event.at_ns, kept.event_boot_id, kept.event_utc_ns)
             return structs.replace(kept.event, at_ns=now_in(boot, moment, clock))
 
+        known = {*self._pipeline.beds.ids, GATEWAY}
+        for each in self._log.active():
+            if each.bed not in known:  # or every later restart would be told of it again
+                gone = structs.replace(event(each), event="end", state="Off", detail="the bed is no longer configured")
+                self._log.append(each.bed, "", structs.replace(gone, at_ns=at_ns))
         alarms = [
             (each.bed, event(each), now_in(boot, (each.since_ns, each.boot_id, each.utc_ns), clock))
             for each in self._log.active()
+            if each.bed in known
         ]
         pauses = [(each.bed, event(each)) for each in self._log.inactivations()]
         pipeline = self._pipeline

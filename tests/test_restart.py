@@ -234,6 +234,22 @@ async def test_a_hung_loop_feeds_no_watchdog(tmp_path: Path, monkeypatch: pytest
     )
 
 
+async def test_an_alarm_of_a_bed_that_was_taken_out_is_over(tmp_path: Path) -> None:
+    bedside = Bedside(tmp_path)
+    config = bedside.write()
+    async with running(config):
+        monitor = await dial(bedside.port)
+        monitor.send(frame(1, 4, LOW))
+        await monitor.reply()
+        monitor.close()
+    config.write_text(config.read_text().replace('[[bed]]\nid = "ICU-4"', '[[bed]]\nid = "ICU-5"'))
+    for told in (True, False):
+        async with running(config) as agent:
+            assert agent.log is not None
+            assert ("ICU-4" in {kept.bed for kept in agent.log.active()}) == told
+            assert not [bed for bed, event in agent.pipeline.alarms.active() if event.condition == "spo2_low"]
+
+
 class Rebooted(Clock):
     """The clocks of the machine after a restart: another boot, CLOCK_MONOTONIC from anew, UTC as it may be."""
 
