@@ -70,12 +70,19 @@ def _counts(axes: Any, lines: list[Line], bed_days: float) -> None:
 
 def _durations(axes: Any, lines: list[Line], bed_days: float) -> None:
     """How many physiological and advisory alarms per bed-day last at least so long."""
-    for name, side, colour in (("before", "before_s", BEFORE), ("after", "after_s", AFTER)):
+    for name, side, colour, width in (("before", "before_s", BEFORE, 4.0), ("after", "after_s", AFTER, 1.5)):
         times = sorted(seconds for line in lines if line.kind != TECHNICAL for seconds in getattr(line, side))
         if not times or not bed_days:
             continue
         rates = [(len(times) - index) / bed_days for index in range(len(times))]
-        axes.step([0.0, *times], [rates[0], *rates], where="pre", color=colour, label=f"{name} ({len(times)} alarms)")
+        axes.step(
+            [0.0, *times],
+            [rates[0], *rates],
+            where="pre",
+            color=colour,
+            lw=width,
+            label=f"{name} ({len(times)} alarms)",
+        )
     axes.set_xscale("symlog", linthresh=1.0)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
