@@ -177,7 +177,8 @@ def test_a_pause_goes_on_for_what_is_left_of_it(event: str, state: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin_s", "value"), [(900, 100.0), (800, 60.0), (999, 0.0), (999.9, None), (999.9, 0.0), (999, -5.0), (820, 100_000.0)]
+    ("begin_s", "value"),
+    [(900, 100.0), (800, 60.0), (999, 0.0), (999.9, None), (999.9, 0.0), (999, -5.0), (820, 100_000.0)],
 )
 @pytest.mark.parametrize("event", ["audio_pause", "alarm_pause"])
 def test_a_pause_that_is_over_is_ended_in_the_record(event: str, begin_s: float, value: float | None) -> None:
