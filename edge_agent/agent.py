@@ -202,8 +202,9 @@ class Agent:
             self._loop.call_soon_threadsafe(self.fault, "annunciator_fault", name, detail)
 
         self.annunciators = open_annunciators(
-            self.config.annunciator, resolve=self.parts.loaded.resolve, on_fault=fault
-        )
+            self.config.annunciator, resolve=self.parts.loaded.resolve, on_fault=fault,
+            escalate_s=self.config.alarms.escalate_s,
+        )  # fmt: skip
 
     def _load_key(self, data_dir: Path) -> bytes | None:
         try:

@@ -86,7 +86,7 @@ class Annunciator(_Section):
     heartbeat: int | str | None = None  # gpio: output that toggles while the agent lives, for an external monostable
     device: str = "default"  # sound: ALSA device, as `aplay -L` lists it
     sounds: Path | None = None  # sound: folder with high.wav, medium.wav, low.wav of the hospital's own
-    volume: int = Field(default=70, ge=1, le=100)  # sound: per cent of full scale at the first burst
+    volume: int = Field(default=70, ge=1, le=100)  # sound: per cent, room for escalation left above
     path: Path | None = None  # record: file that gets one JSON line for every output edge
 
     @model_validator(mode="after")

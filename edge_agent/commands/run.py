@@ -14,15 +14,11 @@ from pathlib import Path
 
 from edge_agent import NOTICE, __version__
 from edge_agent.agent import Agent
+from edge_agent.annunciators import prefer_alarm_loop
 from edge_agent.config import load
 from edge_agent.parts import Parts, check
 
 log = logging.getLogger("edge_agent")
-
-# For so long a thread that has the interpreter keeps it from the alarm loop; Python's own 5 ms were the p99 of the
-# alarm path while the buffer's writers were at work.
-SWITCH_S = 0.0005
-
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `run` and `check`."""
@@ -51,9 +47,9 @@ def run_agent(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
     parts = Parts(load(arguments.config))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and patients
-    sys.setswitchinterval(SWITCH_S)
+    preferred = prefer_alarm_loop()
     listener = start_log(arguments.log_level)
-    log.info("start version=%s notice=%r", __version__, NOTICE)
+    log.info("start version=%s realtime=%s notice=%r", __version__, preferred, NOTICE)
     try:
         asyncio.run(_serve(parts))
     except OSError as error:
