@@ -259,3 +259,20 @@ def test_a_lost_source_among_two_of_a_vital_does_not_speak_for_the_other(prompt:
     prompt.state(1, "lost", "a")
     prompt.tick(30)
     assert prompt.present == {"source_lost:a", "spo2_stale"}
+
+
+def test_a_new_patient_is_missed_like_the_last_one(prompt: Bedside) -> None:
+    prompt.see(0, "spo2", 97)
+    prompt.take(prompt.watch.new_patient(BED, NS))
+    assert prompt.watch.next_deadline() is None, "the last patient's values wait for nothing"
+    prompt.see(2, "spo2", 97)
+    prompt.tick_ns(32 * NS - 1)
+    assert prompt.log == []
+    prompt.tick_ns(32 * NS)
+    assert prompt.present == {"spo2_stale"}
+
+
+def test_what_was_never_reported_leaves_nothing_behind(prompt: Bedside) -> None:
+    for number in range(100):
+        assert prompt.technical(number, f"never {number}", False) == []
+    assert prompt.watch._beds[BED].reported == {}

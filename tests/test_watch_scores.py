@@ -158,3 +158,12 @@ def test_scores_take_no_place_from_streams(tmp_path: Path) -> None:
         bed.take(bed.watch.score(BED, f"model {number}", Score("risk", 0.1, 0)))
     bed.see(0, "spo2", 97)
     assert ("mon", "spo2", "") in bed.watch._beds[BED].slots
+
+
+def test_a_preset_that_brings_a_score_limit_is_fed_at_once(tmp_path: Path) -> None:
+    bed = Bedside(built_in()["adult"])
+    bed.score(0, 0.9)
+    bed.change(1, preset(tmp_path, RISK, "adult"))
+    bed.score(2, 0.9)
+    bed.tick(7)
+    assert bed.present == {"worse"}
