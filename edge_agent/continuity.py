@@ -72,6 +72,9 @@ class Continuity:
         for bed, last, _ in alarms:  # first, so that what the watch says of them meets them
             if last.state in ("On", "Ack"):
                 pipeline.watch.restore(bed, last, at_ns)
+            feed = self._feeds.get(last.source)
+            if feed is not None and last.condition.partition(":")[0] in ("source_lost", "source_silent"):
+                feed.alarmed.add(bed)  # so that "connected" reaches it
         pipeline.alarms.restore(alarms, pauses, at_ns)
         pipeline.flush(at_ns)
         return lost

@@ -425,7 +425,8 @@ class Pipeline:
             gone = feed.link_state == "lost" and at_ns - feed.link_since_ns >= feed.grace_s * 1e9
             if gone and feed.state in ("starting", "connected", "silent"):
                 self.source_state(feed, "lost", at_ns, feed.link_detail)
-            quiet = at_ns - feed.last_item_ns > feed.silence_s * 1e9
+            # reached, not passed: a source whose deadline is that of its vitals speaks for them, and goes first
+            quiet = at_ns - feed.last_item_ns >= feed.silence_s * 1e9
             if quiet and feed.state in ("starting", "connected"):
                 self.source_state(feed, "silent", at_ns, f"no data for {feed.silence_s:g} s")
         self.apply(self.watch.tick(at_ns))

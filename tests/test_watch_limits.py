@@ -50,6 +50,53 @@ def test_a_value_back_inside_the_limit_cancels_the_delay(bed: Bedside) -> None:
     assert bed.log == [(39.5, "spo2_low", True)]
 
 
+@pytest.mark.alm("ALM-08")
+def test_a_value_back_within_the_deadband_stops_the_off_delay(bed: Bedside) -> None:
+    bed.see(0, "spo2", 85)
+    bed.tick(15)
+    bed.see(16, "spo2", 92)  # beyond the deadband: the off delay begins
+    bed.see(18, "spo2", 91)  # within it again
+    bed.tick(21)
+    assert bed.present == {"spo2_low"}
+    bed.see(30, "spo2", 92)
+    bed.tick(34.9)
+    assert bed.present == {"spo2_low"}
+    bed.tick(35)
+    assert bed.present == set()
+    bed.see(36, "spo2", 91)  # it has ended: the deadband says nothing any more
+    bed.tick(60)
+    assert bed.present == set()
+
+
+def test_an_off_delay_that_ran_out_before_a_late_tick_has_ended_the_condition(bed: Bedside) -> None:
+    bed.see(0, "spo2", 85)
+    bed.tick(15)
+    bed.see(16, "spo2", 92)
+    bed.see(21.5, "spo2", 91)  # no tick came at 21; this value is inside the limit and holds nothing up
+    assert bed.present == set()
+    bed.tick(40)
+    assert bed.log == [(15, "spo2_low", True), (21.5, "spo2_low", False)]
+
+
+def test_the_deadband_is_for_streams_that_held_the_condition_up(bed: Bedside) -> None:
+    bed.see(0, "spo2", 85)
+    bed.tick(15)
+    bed.see(15.5, "spo2", 91, source="other")  # never was outside the limit
+    bed.see(16, "spo2", 92)
+    bed.see(18, "spo2", 91, source="other")
+    bed.tick(21)
+    assert bed.present == set()
+
+
+def test_a_new_patient_leaves_no_words_to_the_next_alarm(bed: Bedside) -> None:
+    bed.see(0, "spo2", 97)
+    bed.watch.new_patient(BED, 1 * NS)
+    bed.see(2, "spo2", 97)
+    bed.changes.clear()
+    bed.tick(2 + 30)
+    assert [(change.condition, change.detail) for change in bed.changes] == [("spo2_stale", "")]
+
+
 def test_a_late_tick_does_not_lose_a_delay_that_ran_out(bed: Bedside) -> None:
     bed.see(10, "spo2", 85)
     bed.see(26, "spo2", 97)

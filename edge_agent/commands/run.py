@@ -20,6 +20,7 @@ from edge_agent.parts import Parts, check
 
 log = logging.getLogger("edge_agent")
 
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `run` and `check`."""
     run = subparsers.add_parser("run", help="run the agent")

@@ -90,9 +90,9 @@ class Tracker:
     """State of one condition on one bed."""
 
     __slots__ = (
-        "area", "armed", "bed", "condition", "deadline", "deficit", "delay_ns", "detail", "off_ns", "off_s", "on_flip",
-        "out", "outs", "present", "priority", "queue", "row", "severity_ns", "since_ns", "source", "text", "value",
-        "weighed_ns",
+        "area", "armed", "bed", "condition", "deadline", "deficit", "delay_ns", "detail", "leaving", "off_ns", "off_s",
+        "on_flip", "out", "outs", "present", "priority", "queue", "row", "severity_ns", "since_ns", "source", "text",
+        "value", "weighed_ns",
     )  # fmt: skip
 
     def __init__(self, queue: Queue, bed: str, condition: str, row: Condition | None, *, off_s: float | None = None):
@@ -107,6 +107,7 @@ class Tracker:
         self.armed = False
         self.deadline: int | None = None
         self.outs: set[object] = set()  # those that hold the condition up, where several may
+        self.leaving: set[object] = set()  # those that held it up and came back in, until it has ended
         self.value: float | None = None
         self.source = ""
         self.detail = ""
@@ -177,8 +178,8 @@ class Tracker:
         self.outs.clear()
         self.out = False
         self.deadline = None
-        self.detail = detail
         if self.present:
+            self.detail = detail
             self._flip(at_ns, changes)
 
     def waits(self, deadline: int) -> bool:
@@ -215,4 +216,5 @@ class Tracker:
         if self.on_flip is not None:  # what takes the place of this condition is raised before it ends
             self.on_flip(self, at_ns, changes)
         changes.append(self.announce(at_ns))
+        self.leaving.clear()
         self.detail = ""

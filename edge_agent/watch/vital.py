@@ -191,9 +191,9 @@ class Vital:
             if slot.fresh and slot.value is not None:
                 for limit in self.limits:
                     if limit.condition in moved:
-                        limit.outs.discard(
-                            slot
-                        )  # a value that the new limit does not exclude is not held by its deadband
+                        # a value that the new limit does not exclude is not held by its deadband
+                        limit.outs.discard(slot)
+                        limit.leaving.discard(slot)
                 self._judge(slot, slot.value, at_ns, "", changes)
         for tracker in self.trackers():
             tracker.settle(at_ns, changes)
@@ -403,7 +403,9 @@ class Vital:
             row = limit.row
             if not limit.armed or row is None:
                 continue
-            margin = row.deadband if limit.present and slot in limit.outs else 0.0
+            limit.drive(limit.out, at_ns, changes)  # a delay that has run out by now takes effect first
+            holds = limit.present and (slot in limit.outs or slot in limit.leaving)
+            margin = row.deadband if holds else 0.0
             if (row.low is not None and value < row.low + margin) or (
                 row.high is not None and value > row.high - margin
             ):
@@ -414,7 +416,10 @@ class Vital:
                 limit.outs.discard(slot)
                 if not limit.outs:
                     limit.detail = ""
+                if holds:  # back within the deadband before the off delay is over, and the condition goes on
+                    limit.leaving.add(slot)
             limit.drive(bool(limit.outs), at_ns, changes)
+            calm = calm and not (limit.present and slot in limit.leaving)
             if limit.severity_ns and limit.out:
                 limit.weigh(_deficit(limit), at_ns, changes)
         return calm
