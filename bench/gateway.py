@@ -135,7 +135,7 @@ class Gateway:
         lines = [
             f'[gateway]\nid = "bench"\ndata_dir = "{self.data_dir}"\npresets = ["immediate.toml"]',
             f'[control]\nsocket = "{self.socket}"',
-            '[alarms]\nself_test = false',  # its edges would be counted
+            "[alarms]\nself_test = false",  # its edges would be counted
             f'[buffer]\nkey = "file:{self.folder / "kek"}"\nquota_mb = 512',
             f'[[source]]\ndriver = "hl7"\nlink = "mllp-listen://127.0.0.1:{self.port}"',
             f'[[annunciator]]\nkind = "record"\npath = "{self.edges}"',

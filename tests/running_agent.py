@@ -36,7 +36,7 @@ class Bedside:
         parts = [
             f'[gateway]\nid = "gw"\ndata_dir = "{self.data_dir}"\npresets = ["immediate.toml"]',
             f'[control]\nsocket = "{self.folder}/control.sock"',
-            '[alarms]\nself_test = false',  # its edges would be counted
+            "[alarms]\nself_test = false",  # its edges would be counted
             f'[buffer]\nkey = "file:{self.key.name}"',  # relative to the configuration's folder
             '[[bed]]\nid = "ICU-3"\npreset = "immediate"\nlocation = "ICU^^3"',
             '[[bed]]\nid = "ICU-4"\npreset = "immediate"\nlocation = "ICU^^4"',
