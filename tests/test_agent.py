@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import json
 import os
 import socket
 import sqlite3
@@ -111,6 +112,24 @@ async def test_a_low_value_lights_sounds_and_is_kept(bedside: Bedside) -> None:
     ]
     assert alarm[0].event == "start" and alarm[-1].state == "Off"
     assert len({event.alert_id for event in alarm}) == 1
+
+
+async def test_a_central_link_that_is_not_there_is_told_after_its_time(bedside: Bedside) -> None:
+    config = bedside.write('[cloud.kafka]\nbootstrap = "127.0.0.1:9"\nsecurity = "plaintext"')
+    config.write_text(config.read_text().replace("self_test = false", "self_test = false\ncentral_link_s = 5", 1))
+    async with running(config):
+        await shows(bedside, "central_link_lost")
+        folder = bedside.data_dir / "cloud-sync"
+        folder.mkdir()
+        numbers = itertools.count()
+
+        def report() -> None:  # as cloud-sync does every second
+            status = {"state": "connected", "detail": "", "pid": 1, "utc": str(next(numbers)), "forwarded": {}}
+            fresh = folder / "status.new"
+            fresh.write_text(json.dumps(status))
+            fresh.replace(folder / "status.json")
+
+        await shows(bedside, "central_link_lost", present=False, meanwhile=report)
 
 
 async def test_acknowledge_and_pause_reach_the_alarm_and_are_audited(bedside: Bedside) -> None:
