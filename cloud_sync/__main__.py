@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from edge_agent import NOTICE, config
 
 if TYPE_CHECKING:
-    from cloud_sync.forwarder import Way
     from cloud_sync.sinks import Sink
+    from cloud_sync.way import Way
 
 EXIT_BUSY = 75  # sysexits.h EX_TEMPFAIL
 _STALE_S = 10.0  # a state file is written every second; older than this, its writer hangs
@@ -68,8 +68,9 @@ def _on_signal(stop: threading.Event) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cloud_sync.forwarder import Busy, Forwarder, one_line
+    from cloud_sync.forwarder import Busy, Forwarder
     from cloud_sync.sinks import Fatal
+    from cloud_sync.way import one_line
     from edge_agent.buffer import KeyProblem, Reader, load_kek
 
     loaded = config.load(options.config)
@@ -117,9 +118,9 @@ def _kafka(loaded: config.Loaded) -> Callable[[str], Sink]:
 
 
 def _alert_manager(loaded: config.Loaded, settings: config.AlertManager) -> Way:
-    from cloud_sync.forwarder import Way
     from cloud_sync.pcd04 import CONTROL_HEADER, AlertEncoder
     from cloud_sync.sinks.mllp import MllpSink
+    from cloud_sync.way import Way
     from edge_agent.buffer import ALERT_MANAGER
 
     host, _, port = settings.link.removeprefix("mllp://").rpartition(":")
