@@ -13,7 +13,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-MEASUREMENTS = ("latency", "throughput", "memory", "buffer", "jitter", "day")
+MEASUREMENTS = ("latency", "storm", "throughput", "memory", "buffer", "jitter", "day")
 RESULTS = Path(__file__).parent / "results"
 
 
