@@ -189,9 +189,46 @@ class AlertManager(_Section):
     technical: bool = False  # whether technical alarms are sent too
 
 
+class Encoding(_Section):
+    """How records are written for Kafka, MQTT and REST."""
+
+    format: Literal["json", "avro"] = "json"
+    registry: str = Field(default="", pattern=r"^(https?://[^\s]+)?$")  # avro: the schema registry
+    registry_ca: Path | None = None  # PEM file; none: the system's authorities
+    registry_username: str = ""
+    registry_password: str = ""  # credential:NAME or file:PATH, never the password itself
+    register_schemas: bool = True  # false: they must be there already, and are only looked up
+
+    @model_validator(mode="after")
+    def _complete(self) -> Encoding:
+        if self.format == "avro" and not self.registry:
+            raise ValueError('format "avro" needs registry, the address of a schema registry')
+        if bool(self.registry_username) != bool(self.registry_password):
+            raise ValueError("registry_username and registry_password belong together")
+        if self.registry_password and not self.registry_password.startswith(("credential:", "file:")):
+            raise ValueError("registry_password names a secret: write credential:NAME or file:PATH")
+        return self
+
+
+class Privacy(_Section):
+    """What becomes of patients' identifiers when records leave the gateway."""
+
+    identifiers: Literal["pseudonym", "none", "clear"] = "pseudonym"
+    key: str = ""  # credential:NAME or file:PATH of the site keys; without it `pseudonym` leaves identifiers out
+
+    @field_validator("key")
+    @classmethod
+    def _provider(cls, value: str) -> str:
+        provider, _, rest = value.partition(":")
+        if value and (provider not in ("credential", "file") or not rest):
+            raise ValueError("write credential:NAME for a systemd credential or file:PATH for a file of mode 0400")
+        return value
+
+
 class Cloud(_Section):
     """Where cloud-sync forwards to."""
 
+    encoding: Encoding = Encoding()
     kafka: Kafka | None = None
     alert_manager: AlertManager | None = None
 
@@ -207,6 +244,7 @@ class Config(_Section):
     button: tuple[Button, ...] = ()
     alarms: Alarms = Alarms()
     buffer: Buffer = Buffer()
+    privacy: Privacy = Privacy()
     cloud: Cloud = Cloud()
 
 
