@@ -161,6 +161,7 @@ class Kafka(_Section):
     sasl_username: str = ""
     sasl_password: str = ""  # credential:NAME or file:PATH, never the password itself
     topic_prefix: str = Field(default="bedside", pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    exactly_once: bool = True  # transactions; where the cluster refuses them, at least once, and status says so
     options: dict[str, str | int | bool] = {}  # passed through to librdkafka
 
     @model_validator(mode="after")
@@ -225,12 +226,74 @@ class Privacy(_Section):
         return value
 
 
+class Mqtt(_Section):
+    """An MQTT 5 broker that records are published to."""
+
+    broker: str = Field(pattern=r"^[^/?#\s]+:\d{1,5}$")  # host:port
+    security: Literal["plaintext", "tls", "mtls"] = "tls"
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    username: str = ""
+    password: str = ""  # credential:NAME or file:PATH, never the password itself
+    topic_prefix: str = Field(default="bedside", pattern=r"^[A-Za-z0-9._-][A-Za-z0-9._/-]{0,199}$")
+    keepalive_s: int = Field(default=30, ge=5, le=3600)
+    session_expiry_s: int = Field(default=3600, ge=0, le=0xFFFFFFFF)  # MQTT's own range
+    will_delay_s: int = Field(default=10, ge=0, le=3600)
+    window: int = Field(default=100, ge=1, le=65535)  # messages under way at most; a broker may allow fewer
+    bed_window: int = Field(default=16, ge=1, le=65535)  # of one bed, in the data stream
+
+    @model_validator(mode="after")
+    def _complete(self) -> Mqtt:
+        if self.security == "mtls" and not (self.ca and self.certificate and self.private_key):
+            raise ValueError('security "mtls" needs ca, certificate and private_key (paths of PEM files)')
+        if self.security == "tls" and not self.ca:
+            raise ValueError('security "tls" needs ca (path of a PEM file)')
+        if self.password and not self.username:
+            raise ValueError("password needs username")
+        if self.password and not self.password.startswith(("credential:", "file:")):
+            raise ValueError("password names a secret: write credential:NAME or file:PATH")
+        return self
+
+
+class Rest(_Section):
+    """A Confluent REST Proxy (v3) that records are produced through."""
+
+    url: str = Field(pattern=r"^https?://[^?#\s]+$")  # of the proxy, without /v3
+    cluster: str = Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")
+    ca: Path | None = None  # none: the system's authorities
+    certificate: Path | None = None
+    private_key: Path | None = None
+    token_url: str = Field(default="", pattern=r"^(https?://[^#\s]+)?$")
+    client_id: str = ""
+    client_secret: str = ""  # credential:NAME or file:PATH, never the secret itself
+    scope: str = ""
+    topic_prefix: str = Field(default="bedside", pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    batch_records: int = Field(default=500, ge=1, le=10_000)
+    batch_kb: int = Field(default=512, ge=16, le=16_384)
+    timeout_s: float = Field(default=30.0, gt=0, le=300)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Rest:
+        if bool(self.certificate) != bool(self.private_key):
+            raise ValueError("certificate and private_key belong together")
+        if self.token_url and not (self.client_id and self.client_secret):
+            raise ValueError("token_url needs client_id and client_secret")
+        if (self.client_id or self.client_secret or self.scope) and not self.token_url:
+            raise ValueError("client_id, client_secret and scope need token_url")
+        if self.client_secret and not self.client_secret.startswith(("credential:", "file:")):
+            raise ValueError("client_secret names a secret: write credential:NAME or file:PATH")
+        return self
+
+
 class Cloud(_Section):
     """Where cloud-sync forwards to."""
 
     encoding: Encoding = Encoding()
     kafka: Kafka | None = None
     alert_manager: AlertManager | None = None
+    mqtt: Mqtt | None = None
+    rest: Rest | None = None
 
 
 class Config(_Section):

@@ -7,12 +7,14 @@ works and what it promises: docs/buffer.md.
 from edge_agent.buffer.files import STREAMS
 from edge_agent.buffer.intake import FAULTS, Buffer
 from edge_agent.buffer.keys import KeyProblem, create_key_file, load_kek
-from edge_agent.buffer.marks import ALERT_MANAGER, Marks, Position, receivers
+from edge_agent.buffer.marks import ALERT_MANAGER, MQTT, REST, Marks, Position, receiver_mark, receivers
 from edge_agent.buffer.reader import Block, Reader
 
 __all__ = [
     "ALERT_MANAGER",
     "FAULTS",
+    "MQTT",
+    "REST",
     "STREAMS",
     "Block",
     "Buffer",
@@ -22,5 +24,6 @@ __all__ = [
     "Reader",
     "create_key_file",
     "load_kek",
+    "receiver_mark",
     "receivers",
 ]

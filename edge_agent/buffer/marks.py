@@ -1,7 +1,8 @@
 """What has been delivered, per receiver: one small file each, written by cloud-sync only, read by the agent to prune.
 
-The marks `alerts` and `data` are those of Kafka for the stream of the same name; `alert_manager` is that of the
-hospital's alert manager for the alerts. A block may go when every receiver that is configured has it (`receivers`).
+The marks `alerts` and `data` are those of Kafka for the stream of the same name, `mqtt_alerts`, `mqtt_data`,
+`rest_alerts` and `rest_data` those of the other brokers; `alert_manager` is that of the hospital's alert manager for
+the alerts. A block may go when every receiver that is configured has it (`receivers`).
 A mark names the newest block that the receiver has confirmed. It is written beside and renamed, with file and folder
 synced, so a power cut leaves the old or the new one; a mark that is behind only means that blocks are sent again under
 the same identities.
@@ -23,6 +24,7 @@ from edge_agent.buffer import files
 
 _VERSION = 1
 ALERT_MANAGER = "alert_manager"
+MQTT, REST = "mqtt", "rest"  # each has one mark for each stream: receiver_mark()
 KAFKA_ONLY: dict[str, tuple[str, ...]] = {stream: (stream,) for stream in files.STREAMS}
 
 
@@ -44,6 +46,11 @@ class BadMark(Exception):
     """A mark file whose content is not what was written."""
 
 
+def receiver_mark(receiver: str, stream: str) -> str:
+    """Name of the mark of `mqtt` or `rest` for a stream."""
+    return f"{receiver}_{stream}"
+
+
 def receivers(cloud: config.Cloud) -> dict[str, tuple[str, ...]]:
     """For each stream the marks that must have passed a block before it may go.
 
@@ -55,6 +62,10 @@ def receivers(cloud: config.Cloud) -> dict[str, tuple[str, ...]]:
         out.update(KAFKA_ONLY)
     if cloud.alert_manager is not None:
         out["alerts"] += (ALERT_MANAGER,)
+    for receiver, table in ((MQTT, cloud.mqtt), (REST, cloud.rest)):
+        if table is not None:
+            for stream in files.STREAMS:
+                out[stream] += (receiver_mark(receiver, stream),)
     return out
 
 
@@ -81,6 +92,19 @@ def read_mark(path: Path) -> Position | None:
     if not whole:
         raise BadMark(f"{path}: checksum or version does not fit")
     return position
+
+
+def every(data_dir: Path) -> list[Position]:
+    """The marks of all receivers that can be read, in no order."""
+    found = []
+    for path in (data_dir / "marks").glob("*.json"):
+        try:
+            mark = read_mark(path)
+        except (BadMark, OSError):  # cloud-sync, its writer, tells of it
+            continue
+        if mark is not None:
+            found.append(mark)
+    return found
 
 
 class Marks:
