@@ -1,5 +1,7 @@
 """A sealed block's records as messages: one JSON object each, in an envelope that says whose and when.
 
+Every record goes through `pseudonym.Identities` first; an encoder that was not given one leaves identifiers out.
+
 The envelope holds what the record itself does not: gateway, buffer instance and sequence (together the identity that
 survives every resend), bed, source, patient, UTC with its quality. `record` holds what the record says, in the shape
 of `records.shape`, except that a waveform keeps its samples as the device's own integers. schemas/*.json describe
@@ -18,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from cloud_sync.pseudonym import Identities
 from cloud_sync.sinks import Message
 from edge_agent import records, terms
 from edge_agent.buffer import Block
@@ -27,7 +30,7 @@ WAVEFORM_ENCODING = "int16le-base64"
 
 TOPICS = ("alerts", "observations", "waveforms", "status")
 
-_TOPIC_OF: dict[type, str] = {
+TOPIC_OF: dict[type, str] = {
     records.Observation: "observations",
     records.Score: "observations",
     records.Waveform: "waveforms",
@@ -38,7 +41,7 @@ _TOPIC_OF: dict[type, str] = {
     records.DeviceStatus: "status",
     records.Reject: "status",
 }
-_SCHEMA_OF: dict[type, bytes] = {
+SCHEMA_OF: dict[type, bytes] = {
     records.Observation: b"observation",
     records.Score: b"score",
     records.Waveform: b"waveform",
@@ -50,7 +53,7 @@ _SCHEMA_OF: dict[type, bytes] = {
     records.Reject: b"reject",
 }
 _VERSION_HEADER = ("schema-version", str(SCHEMA_VERSION).encode())
-_UNIT_OF: dict[str, str] = {term.name: term.ucum for term in terms.TERMS}
+UNIT_OF: dict[str, str] = {term.name: term.ucum for term in terms.TERMS}
 
 
 class _Observed(msgspec.Struct, omit_defaults=True, gc=False):
@@ -82,10 +85,16 @@ class _Envelope(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Encoder:
-    """Messages of one gateway."""
+    """Messages of one gateway in JSON, for one thread."""
 
-    def __init__(self, gateway: str) -> None:
+    version = SCHEMA_VERSION
+
+    def __init__(self, gateway: str, identities: Identities | None = None) -> None:
+        """`identities`: what becomes of patients' identifiers; None leaves them out."""
         self._gateway = gateway
+        identities = identities or Identities()
+        self.identifiers = identities.told  # what becomes of them, in words
+        self._leaving = identities.entry
         self._encode = msgspec.json.Encoder().encode
         self._second, self._second_text = -1, ""
 
@@ -93,52 +102,63 @@ class Encoder:
         """One message for every record of the block, in order."""
         out: list[Message] = []
         gateway = block.gateway or self._gateway  # a block that could not be opened does not tell
-        instance, clock_quality, first = block.instance, block.clock_quality, block.first
-        identity = f"{gateway}/{instance}/"
-        utc_ns, encode = block.utc_ns, self._encode
-        for sequence, entry in enumerate(block.entries, first):
-            record = entry.record
-            kind = type(record)
-            shape = _observed(record) if isinstance(record, records.Observation) else _shape(record)
-            value = encode(
-                _Envelope(
-                    gateway,
-                    instance,
-                    sequence,
-                    entry.bed,
-                    entry.source,
-                    self.utc(utc_ns(record.at_ns)),
-                    clock_quality,
-                    record.at_ns,
-                    SCHEMA_VERSION,
-                    shape,
-                    entry.patient,
-                )
-            )
-            headers = [("dedup", f"{identity}{sequence}".encode()), ("schema", _SCHEMA_OF[kind]), _VERSION_HEADER]
-            out.append(Message(_TOPIC_OF[kind], entry.bed or gateway, value, headers))
+        identity = f"{gateway}/{block.instance}/"
+        leaving, encoded = self._leaving, self._value
+        for sequence, sealed in enumerate(block.entries, block.first):
+            entry = leaving(sealed)
+            kind = type(entry.record)
+            schema = SCHEMA_OF[kind]
+            value = encoded(schema, gateway, block, sequence, entry)
+            headers = [("dedup", f"{identity}{sequence}".encode()), ("schema", schema), _VERSION_HEADER]
+            out.append(Message(TOPIC_OF[kind], entry.bed or gateway, value, headers))
         return out
 
-    def gateway_status(self, instance: str, sequence: int, utc_ns: int, at_ns: int, facts: dict[str, Any]) -> Message:
-        """The gateway's own report; `instance` and `sequence` count the reports of one forwarder process."""
-        value = self._encode(
-            {
-                "gateway": self._gateway,
-                "instance": instance,
-                "sequence": sequence,
-                "bed": "",
-                "source": "cloud-sync",
-                "utc": self.utc(utc_ns),
-                "clock_quality": facts.pop("clock_quality", "unknown"),
-                "at_ns": at_ns,
-                "schema_version": SCHEMA_VERSION,
-                "record": {"item": "gateway_status", **facts},
-            }
+    def _value(self, schema: bytes, gateway: str, block: Block, sequence: int, entry: records.Entry) -> bytes:  # noqa: ARG002
+        record = entry.record
+        return self._encode(
+            _Envelope(
+                gateway,
+                block.instance,
+                sequence,
+                entry.bed,
+                entry.source,
+                self.utc(block.utc_ns(record.at_ns)),
+                block.clock_quality,
+                record.at_ns,
+                SCHEMA_VERSION,
+                _observed(record) if isinstance(record, records.Observation) else _shape(record),
+                entry.patient,
+            )
         )
+
+    def gateway_status(
+        self, instance: str, sequence: int, utc_ns: int, at_ns: int, facts: dict[str, Any]
+    ) -> Message | None:
+        """The gateway's own report; `instance` and `sequence` count the reports of one forwarder process.
+
+        None: it cannot be written at the moment.
+        """
+        clock_quality = facts.pop("clock_quality", "unknown")
+        envelope = {
+            "gateway": self._gateway,
+            "instance": instance,
+            "sequence": sequence,
+            "bed": "",
+            "source": "cloud-sync",
+            "utc": self.utc(utc_ns),
+            "clock_quality": clock_quality,
+            "at_ns": at_ns,
+            "schema_version": SCHEMA_VERSION,
+            "record": {"item": "gateway_status", **facts},
+        }
         dedup = f"{self._gateway}/{instance}/{sequence}".encode()
+        value = self._status_value(envelope, utc_ns)
         return Message(
             "status", self._gateway, value, [("dedup", dedup), ("schema", b"gateway_status"), _VERSION_HEADER]
         )
+
+    def _status_value(self, envelope: dict[str, Any], utc_ns: int) -> bytes:  # noqa: ARG002
+        return self._encode(envelope)
 
     def utc(self, utc_ns: int) -> str:
         """ISO 8601 in UTC, to the millisecond."""
@@ -154,7 +174,7 @@ def _observed(record: records.Observation) -> _Observed:
         "observation",
         record.term,
         record.value,
-        _UNIT_OF[record.term],
+        UNIT_OF[record.term],
         record.validity,
         record.device_time or None,
         record.location,
@@ -175,7 +195,7 @@ def _shape(record: records.Stored) -> dict[str, Any]:
     return {
         "item": "waveform",
         "term": record.term,
-        "unit": _UNIT_OF[record.term],
+        "unit": UNIT_OF[record.term],
         "rate_hz": record.rate_hz,
         "encoding": WAVEFORM_ENCODING,
         "samples": base64.b64encode(record.samples).decode("ascii"),

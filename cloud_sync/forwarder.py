@@ -46,8 +46,11 @@ class Forwarder:
         open_sink: Callable[[str], Sink] | None,
         agent_socket: Path,
         alert_manager: Way | None = None,
+        make_encoder: Callable[[], Encoder] | None = None,
     ) -> None:
         """`open_sink` opens Kafka for a stream; None, like `alert_manager`, when it is not configured.
+
+        `make_encoder` makes one for each thread; None: JSON without patients' identifiers.
 
         Raises: Busy when another process forwards this folder; OSError when the folder cannot be written.
         """
@@ -55,7 +58,8 @@ class Forwarder:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _claim(self._folder / "lock")
         self._open_reader, self._agent_socket = open_reader, agent_socket
-        self._encoder = Encoder(gateway)
+        make_encoder = make_encoder or (lambda: Encoder(gateway))
+        self._encoder = make_encoder()
         self._gateway = gateway
         self._started = time.monotonic()
         self._run_id = f"cloud-sync-{uuid.uuid4().hex}"
@@ -67,7 +71,7 @@ class Forwarder:
         marks = Marks(data_dir, on_fault=lambda kind, detail: LOG.error("event=%r detail=%r", kind, detail))
         ways = [] if alert_manager is None else [alert_manager]
         if open_sink is not None:
-            ways += [Way(name, name, Encoder(gateway), partial(open_sink, name)) for name in STREAMS]
+            ways += [Way(name, name, make_encoder(), partial(open_sink, name)) for name in STREAMS]
         self.streams = [
             Stream(
                 way,
@@ -125,6 +129,7 @@ class Forwarder:
             "backlog_oldest_s": oldest_s,
             "last_delivery_utc": self._utc(last),
             "guarantee": "at least once",
+            "identifiers": self._encoder.identifiers,
             "gateway": self._gateway,
             "pid": os.getpid(),
             "utc": self._encoder.utc(time.time_ns()),
@@ -183,7 +188,7 @@ class Forwarder:
             records[stream.way.source] = max(records[stream.way.source], count)
         return sum(records.values()), max((age for _, age in backlog.values() if age is not None), default=None)
 
-    def _compose(self, status: dict[str, Any]) -> Message:
+    def _compose(self, status: dict[str, Any]) -> Message | None:
         self._reports += 1
         facts = {
             "state": status["state"],

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
+from cloud_sync.pseudonym import Identities
 from cloud_sync.sinks import Message
 from edge_agent import config, records, terms
 from edge_agent.buffer import Block, Position, Reader
@@ -257,9 +258,15 @@ class AlertEncoder:
     """The messages of one gateway's alarms, block by block."""
 
     def __init__(
-        self, gateway: str, settings: config.AlertManager, locations: Mapping[str, str], clock: Clock | None = None
+        self,
+        gateway: str,
+        settings: config.AlertManager,
+        locations: Mapping[str, str],
+        clock: Clock | None = None,
+        identities: Identities | None = None,
     ) -> None:
-        """`locations`: the configured HL7 location of each bed that has one."""
+        """`locations`: the configured HL7 location of each bed that has one; without `identities` none is sent."""
+        self._leaving = (identities or Identities()).entry
         self._gateway, self._locations, self._clock = gateway, locations, clock or Clock()
         self._sender = Sender(settings.application, settings.facility, settings.receiver, settings.receiver_facility)
         self._technical = settings.technical
@@ -268,7 +275,8 @@ class AlertEncoder:
         """One message for each alarm event of the block that concerns an alert manager, in order."""
         out: list[Message] = []
         gateway, sent_ns = block.gateway or self._gateway, self._clock.utc_ns()
-        for sequence, entry in enumerate(block.entries, block.first):
+        for sequence, sealed in enumerate(block.entries, block.first):
+            entry = self._leaving(sealed)
             event = entry.record
             if not isinstance(event, records.AlarmEvent) or not event.alert_id:
                 continue

@@ -6,6 +6,7 @@ import base64
 import json
 import struct
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from cloud_sync import encode
+from cloud_sync.pseudonym import Identities
 from edge_agent import records, terms
 from edge_agent.buffer import Block
 
 INSTANCE = str(uuid.UUID(int=7))
+SCHEMAS = Path(encode.__file__).parent / "schemas"
 COMMITTED_NS = 1_750_000_000_123_456_789
 
 EVERY: dict[str, records.Stored] = {
@@ -99,8 +102,13 @@ def closed(name: str) -> Draft202012Validator:
     return Draft202012Validator(schema)
 
 
+def encoder(gateway: str = "gw") -> encode.Encoder:
+    """One that sends identifiers as they are: what becomes of them is held by test_privacy*.py."""
+    return encode.Encoder(gateway, Identities("clear"))
+
+
 def encoded(record: records.Stored, **kind: Any) -> dict[str, Any]:
-    (message,) = encode.Encoder("gw").block(block(entry(record, **kind)))
+    (message,) = encoder().block(block(entry(record, **kind)))
     found: dict[str, Any] = json.loads(message.value)
     return found
 
@@ -109,7 +117,7 @@ def encoded(record: records.Stored, **kind: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("some", [EVERY, BARE], ids=["every field", "no optional field"])
 def test_every_record_fits_its_schema(name: str, some: dict[str, records.Stored]) -> None:
     record = some[name]
-    (message,) = encode.Encoder("gw").block(block(entry(record, patient="MRN-1")))
+    (message,) = encoder().block(block(entry(record, patient="MRN-1")))
     found = json.loads(message.value)
     closed(name).validate(found)
     assert message.headers == [
@@ -119,6 +127,27 @@ def test_every_record_fits_its_schema(name: str, some: dict[str, records.Stored]
     assert found["record"]["item"] == name
     if name != "waveform":
         assert found["record"] == records.shape(record)
+
+
+def previous(name: str) -> dict[str, Any]:
+    """The schema of version 1 as it was published."""
+    found: dict[str, Any] = json.loads((SCHEMAS / "v1" / f"{name}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("some", [EVERY, BARE], ids=["every field", "no optional field"])
+def test_a_receiver_of_version_1_takes_what_is_sent_now(name: str, some: dict[str, records.Stored]) -> None:
+    Draft202012Validator(previous(name)).validate(encoded(some[name], patient="p1:x"))
+
+
+def test_what_version_1_demands_is_still_sent() -> None:
+    for name in encode.schema_names():
+        for now, before in ((encode.schema(name), previous(name)),):
+            assert set(before["required"]) <= set(now["required"]), name
+            was, is_ = before["properties"]["record"], now["properties"]["record"]
+            assert set(was["required"]) <= set(is_["required"]), name
+            assert set(was["properties"]) <= set(is_["properties"]), f"{name}: a field has gone"
 
 
 def test_every_schema_has_a_record_and_one_envelope() -> None:
@@ -151,19 +180,19 @@ def test_a_waveform_keeps_the_device_s_integers() -> None:
 
 def test_topic_key_and_envelope_tell_where_a_record_belongs() -> None:
     some = [entry(EVERY[name], bed) for name, bed in (("observation", "ICU-1"), ("gap", ""), ("reject", "ICU-2"))]
-    messages = encode.Encoder("other").block(block(*some, gateway="sealed-as"))
+    messages = encoder("other").block(block(*some, gateway="sealed-as"))
     assert [(message.topic, message.key) for message in messages] == [
         ("observations", "ICU-1"), ("alerts", "sealed-as"), ("status", "ICU-2"),
     ]  # fmt: skip
     assert [json.loads(message.value)["sequence"] for message in messages] == [100, 101, 102]
-    damaged = encode.Encoder("other").block(block(entry(EVERY["gap"], ""), gateway=""))
+    damaged = encoder("other").block(block(entry(EVERY["gap"], ""), gateway=""))
     assert damaged[0].key == "other", "a block that does not open does not tell its gateway"
 
 
 def test_utc_is_that_of_the_receipt() -> None:
     def utc(at_ns: int) -> str:
         record = records.observation(terms.BY_NAME["spo2"], 90.0, at_ns)
-        (message,) = encode.Encoder("gw").block(block(entry(record), committed_mono_ns=10_000_000_000))
+        (message,) = encoder().block(block(entry(record), committed_mono_ns=10_000_000_000))
         found: str = json.loads(message.value)["utc"]
         return found
 
@@ -191,7 +220,8 @@ def test_gateway_status_fits_its_schema() -> None:
         "uptime_s": 1.5,
         "clock_quality": "unknown",
     }
-    message = encode.Encoder("gw").gateway_status("run-1", 3, COMMITTED_NS, 9, facts)
+    message = encoder().gateway_status("run-1", 3, COMMITTED_NS, 9, facts)
+    assert message is not None
     found = json.loads(message.value)
     closed("gateway_status").validate(found)
     assert (message.topic, message.key, message.dedup) == ("status", "gw", "gw/run-1/3")
@@ -216,7 +246,7 @@ observations = st.builds(
 def test_any_observation_says_what_its_shape_says(
     record: records.Observation, bed: str, source: str, patient: str
 ) -> None:
-    (message,) = encode.Encoder("gw").block(block(records.Entry(bed, source, patient, record)))
+    (message,) = encoder().block(block(records.Entry(bed, source, patient, record)))
     found = json.loads(message.value)
     assert found["record"] == records.shape(record)
     assert (found["bed"], found["source"], found.get("patient", "")) == (bed, source, patient)
