@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent import NOTICE, config
 
 if TYPE_CHECKING:
+    from cloud_sync.encode import Encoder
     from cloud_sync.sinks import Sink
     from cloud_sync.way import Way
 
@@ -77,6 +78,7 @@ def _run(options: argparse.Namespace) -> int:
     gateway, cloud = loaded.config.gateway, loaded.config.cloud
     open_sink = _kafka(loaded) if cloud.kafka is not None or cloud.alert_manager is None else None
     alert_manager = None if cloud.alert_manager is None else _alert_manager(loaded, cloud.alert_manager)
+    make_encoder = _encoders(loaded, "bedside" if cloud.kafka is None else cloud.kafka.topic_prefix)
     print(NOTICE, file=sys.stderr, flush=True)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s"
@@ -90,7 +92,9 @@ def _run(options: argparse.Namespace) -> int:
             raise Fatal(one_line(error)) from error
 
     try:
-        forwarder = Forwarder(data_dir, gateway.id, open_reader, open_sink, loaded.config.control.socket, alert_manager)
+        forwarder = Forwarder(
+            data_dir, gateway.id, open_reader, open_sink, loaded.config.control.socket, alert_manager, make_encoder
+        )
     except Busy as error:
         print(f"cloud-sync: {error}", file=sys.stderr)
         return EXIT_BUSY
@@ -100,6 +104,22 @@ def _run(options: argparse.Namespace) -> int:
     _on_signal(forwarder.stop)
     forwarder.run()
     return 0
+
+
+def _encoders(loaded: config.Loaded, prefix: str) -> Callable[[], Encoder]:
+    """What makes an encoder for one thread, as configured; `prefix`: of its topics."""
+    from cloud_sync.encode import Encoder
+    from cloud_sync.pseudonym import identities
+
+    gateway = loaded.config.gateway.id
+    identities(loaded)  # what is wrong with the key is told now
+    if loaded.config.cloud.encoding.format == "json":
+        return lambda: Encoder(gateway, identities(loaded))
+    from cloud_sync.avro import AvroEncoder
+    from cloud_sync.registry import registry
+
+    shared = registry(loaded)
+    return lambda: AvroEncoder(gateway, identities(loaded), shared, prefix)
 
 
 def _kafka(loaded: config.Loaded) -> Callable[[str], Sink]:
@@ -119,6 +139,7 @@ def _kafka(loaded: config.Loaded) -> Callable[[str], Sink]:
 
 def _alert_manager(loaded: config.Loaded, settings: config.AlertManager) -> Way:
     from cloud_sync.pcd04 import CONTROL_HEADER, AlertEncoder
+    from cloud_sync.pseudonym import identities
     from cloud_sync.sinks.mllp import MllpSink
     from cloud_sync.way import Way
     from edge_agent.buffer import ALERT_MANAGER
@@ -127,7 +148,7 @@ def _alert_manager(loaded: config.Loaded, settings: config.AlertManager) -> Way:
     if not 1 <= int(port) <= 65535:
         raise loaded.error(("cloud", "alert_manager", "link"), f"{port} is no port", "a port is 1 to 65535")
     locations = {bed.id: bed.location for bed in loaded.config.bed if bed.location}
-    encoder = AlertEncoder(loaded.config.gateway.id, settings, locations)
+    encoder = AlertEncoder(loaded.config.gateway.id, settings, locations, identities=identities(loaded))
 
     def open_sink() -> Sink:
         return MllpSink(host.strip("[]"), int(port), settings.reply_s, CONTROL_HEADER)
@@ -181,6 +202,7 @@ def _lines(status: dict[str, Any]) -> str:
         *_kafka_lines(status),
         *_alert_manager_lines(status.get("alert_manager")),
         f"last delivery  {status['last_delivery_utc'] or 'never'}",
+        f"identifiers    {status.get('identifiers', 'unknown')}",
         f"guarantee      {status['guarantee']}; the dedup header, or MSH-10, tells copies apart",
     ]
     return "\n".join(lines)
