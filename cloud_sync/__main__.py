@@ -123,7 +123,8 @@ def _encoders(loaded: config.Loaded, prefix: str) -> Callable[[], Encoder]:
 
 
 def _kafka(loaded: config.Loaded) -> Callable[[str], Sink]:
-    from cloud_sync.sinks.kafka import KafkaSink, properties
+    from cloud_sync.sinks.kafka import KafkaSink
+    from cloud_sync.sinks.kafka_properties import properties
 
     given = properties(loaded)
     kafka, gateway = loaded.config.cloud.kafka, loaded.config.gateway.id

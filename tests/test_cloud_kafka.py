@@ -23,7 +23,8 @@ from kafka_broker import SASL_PASSWORD, SASL_USER, STRANGER, Authority, Broker
 
 from cloud_sync.embedded import Arrival, Arrivals, EmbeddedKafka
 from cloud_sync.sinks import Fatal, Message, Retry, Settled
-from cloud_sync.sinks.kafka import KafkaSink, Properties, properties
+from cloud_sync.sinks.kafka import KafkaSink
+from cloud_sync.sinks.kafka_properties import Properties, properties
 from edge_agent import config
 
 DEADLINE_S = 60.0

@@ -18,7 +18,8 @@ from bench.gateway import Gateway
 from bench.messages import frame
 from cloud_sync.embedded import EmbeddedKafka
 from cloud_sync.forwarder import Forwarder
-from cloud_sync.sinks.kafka import KafkaSink, properties
+from cloud_sync.sinks.kafka import KafkaSink
+from cloud_sync.sinks.kafka_properties import properties
 from edge_agent.agent import Agent
 from edge_agent.buffer import Reader, load_kek
 from edge_agent.config import load

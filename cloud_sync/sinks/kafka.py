@@ -27,155 +27,28 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from cloud_sync.sinks import CONNECTING, Fatal, Message, Rejected, Retry, Settled, State
-from edge_agent import config
+from cloud_sync.sinks import Fatal, Message, Rejected, Retry, Settled, State
+from cloud_sync.sinks.kafka_contact import PASSING, REFUSED_BATCH, Contact, identity, in_words
+from cloud_sync.sinks.kafka_properties import DEFAULTS, Properties
 
 LOG = logging.getLogger("cloud_sync.kafka")
 
-Properties = dict[str, str | int | bool]
-
-_BATCH_BYTES = 256 * 1024  # a quarter of the default limit of a topic (1 MiB), so that batches fit stricter ones too
-_BATCH_BYTES_LEAST = 16 * 1024
-
-# Properties that the configuration states by its own keys, or that the guarantees rest on.
-_OWNED: dict[str, str] = {
-    "bootstrap.servers": "set cloud.kafka.bootstrap",
-    "metadata.broker.list": "set cloud.kafka.bootstrap",
-    "security.protocol": "set cloud.kafka.security",
-    "ssl.ca.location": "set cloud.kafka.ca",
-    "ssl.certificate.location": "set cloud.kafka.certificate",
-    "ssl.key.location": "set cloud.kafka.private_key",
-    "sasl.mechanism": "set cloud.kafka.sasl_mechanism",
-    "sasl.mechanisms": "set cloud.kafka.sasl_mechanism",
-    "sasl.username": "set cloud.kafka.sasl_username",
-    "sasl.password": "set cloud.kafka.sasl_password to credential:NAME or file:PATH",
-    **dict.fromkeys(
-        ("ssl.key.password", "ssl.key.pem", "ssl.keystore.password", "sasl.oauthbearer.client.secret"),
-        "remove it: a secret never stands in the configuration",
-    ),
-    **dict.fromkeys(
-        (
-            "enable.idempotence",
-            "enable.gapless.guarantee",
-            "max.in.flight",
-            "max.in.flight.requests.per.connection",
-            "acks",
-            "request.required.acks",
-            "message.timeout.ms",
-            "delivery.timeout.ms",
-            "message.send.max.retries",
-            "retries",
-            "delivery.report.only.error",
-            "transactional.id",
-            "statistics.interval.ms",
-            "log.queue",
-            "test.mock.num.brokers",
-        ),
-        "remove it: nothing-is-lost rests on the forwarder's own value",
-    ),
-}
-_SECURITY = {
-    "plaintext": "PLAINTEXT",
-    "tls": "SSL",
-    "mtls": "SSL",
-    "sasl_tls": "SASL_SSL",
-    "sasl_plaintext": "SASL_PLAINTEXT",
-}
-_REFUSED_BATCH = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD))
-_RETRY = frozenset((KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._PURGE_QUEUE,
-                    KafkaError._PURGE_INFLIGHT))  # fmt: skip
-_LOGIN = frozenset((KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL,
-                    KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM))  # fmt: skip
-_REMEDY = {
-    KafkaError.INVALID_TIMESTAMP: "; the gateway's clock is ahead of the broker's: set it right, or give the topic"
-    " message.timestamp.type=LogAppendTime",
-    KafkaError.UNKNOWN_TOPIC_OR_PART: "; create the topic, or let the broker create topics",
-    KafkaError._UNKNOWN_TOPIC: "; create the topic, or let the broker create topics",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "; allow this user Write and Describe on the topic",
-}
-_REFUSAL = "SSL alert number"  # how OpenSSL words that the broker did not accept our certificate, or its absence
-
-
-def properties(loaded: config.Loaded) -> Properties:
-    """librdkafka's properties for `[cloud.kafka]`, tried out on a producer that connects to nothing.
-
-    Raises: config.ConfigError naming the key that is missing, unknown, reserved or wrong.
-    """
-    kafka = loaded.config.cloud.kafka
-    if kafka is None:
-        raise loaded.error(("cloud", "kafka"), "missing", "add a [cloud.kafka] table with bootstrap and security")
-    out: Properties = {"bootstrap.servers": kafka.bootstrap, "security.protocol": _SECURITY[kafka.security]}
-    for key, name in (
-        ("ca", "ssl.ca.location"),
-        ("certificate", "ssl.certificate.location"),
-        ("private_key", "ssl.key.location"),
-    ):
-        path = getattr(kafka, key)
-        if path is None or "plaintext" in kafka.security:
-            continue
-        path = loaded.resolve(path)
-        try:
-            path.read_bytes()
-        except OSError as error:
-            raise _wrong(loaded, key, f"{path} cannot be read: {error.strerror}", "give a PEM file") from error
-        out[name] = str(path)
-        _try(loaded, key, {"security.protocol": "SSL", **_tls(out)})
-    if kafka.security.startswith("sasl"):
-        out["sasl.mechanisms"] = kafka.sasl_mechanism
-        out["sasl.username"] = kafka.sasl_username
-        try:
-            out["sasl.password"] = config.secret(loaded, kafka.sasl_password)
-        except OSError as error:
-            raise _wrong(loaded, "sasl_password", str(error), "the secret must exist and be readable") from error
-    for name, value in kafka.options.items():
-        if name in _OWNED:
-            raise _wrong(loaded, f"options.{name}", "not an option", _OWNED[name])
-        _try(loaded, f"options.{name}", {name: value})
-    out.update(kafka.options)
-    _try(loaded, "options", out)
-    return out
-
-
-def _tls(known: Properties) -> Properties:
-    return {name: value for name, value in known.items() if name.startswith("ssl.")}
-
-
-def _wrong(loaded: config.Loaded, key: str, reason: str, remedy: str) -> config.ConfigError:
-    return loaded.error(("cloud", "kafka", *key.split(".")), reason, remedy)
-
-
-def _try(loaded: config.Loaded, key: str, some: Properties) -> None:
-    try:
-        Producer({"log_level": 0, "enable.idempotence": True, **some})
-    except KafkaException as error:
-        remedy = "librdkafka's CONFIGURATION.md lists the properties of a producer"
-        raise _wrong(loaded, key, error.args[0].str(), remedy) from error
-
-
-class _Broker(msgspec.Struct):
-    state: str = ""
-    source: str = ""
-
-
-class _Statistics(msgspec.Struct):
-    brokers: dict[str, _Broker] = {}
-
-
-_STATISTICS = msgspec.json.Decoder(_Statistics)
+BATCH_BYTES = 256 * 1024  # a quarter of the default limit of a topic (1 MiB), so that batches fit stricter ones too
+BATCH_BYTES_LEAST = 16 * 1024
 
 
 class _Batch:
     """What is still open of one batch; its method is the delivery callback."""
 
-    __slots__ = ("accepted", "keep", "open", "rejected", "sink", "token")
+    __slots__ = ("accepted", "keep", "messages", "open", "rejected", "sink", "token")
 
-    def __init__(self, sink: KafkaSink, token: object, count: int) -> None:
+    def __init__(self, sink: KafkaSink, token: object, messages: Sequence[Message]) -> None:
         self.sink: KafkaSink | None = sink  # None once the sink was reset: late reports are nobody's
         self.token = token
-        self.open = count
+        self.messages = messages
+        self.open = len(messages)
         self.accepted = 0
         self.rejected: list[Rejected] = []
         self.keep: Retry | Fatal | None = None
@@ -202,7 +75,7 @@ class KafkaSink:
     def __init__(self, given: Properties, prefix: str, client_id: str, linger_ms: int) -> None:
         """Raises: Fatal when librdkafka does not take the properties."""
         self._given, self._prefix, self._client_id, self._linger_ms = given, prefix, client_id, linger_ms
-        self._batch_bytes = _BATCH_BYTES
+        self._batch_bytes = BATCH_BYTES
         self._singly = False  # one message a request
         self._singly_left = 0  # batches that still go so
         self._blame_batch = True  # no single message was refused since `_singly` began
@@ -210,9 +83,7 @@ class KafkaSink:
         self._open: dict[int, _Batch] = {}
         self._waiting: deque[tuple[_Batch, deque[Message]]] = deque()
         self._finished: list[_Batch] = []
-        self._up = False
-        self._trouble = CONNECTING
-        self._login = ""  # why the brokers do not let us in; cleared when one does
+        self._contact = Contact()
         self._refused = ""  # why messages were kept; cleared when one is confirmed
         self._stopped = ""  # what has ended this producer for good
         self._halted = False  # a batch was kept: nothing may overtake it, so nothing is sent before `reset`
@@ -220,7 +91,7 @@ class KafkaSink:
 
     def begin(self, token: object, messages: Sequence[Message]) -> None:
         """Takes a batch; its verdict comes out of `settle`."""
-        batch = _Batch(self, token, len(messages))
+        batch = _Batch(self, token, messages)
         self._open[id(batch)] = batch
         if not messages:
             batch.close(0)
@@ -242,9 +113,9 @@ class KafkaSink:
 
     def state(self) -> tuple[State, str]:
         """Whether a broker answers, and the last trouble in words."""
-        if self._login or self._refused:
-            return "fatal", self._login or self._refused
-        return ("connected", "") if self._up else ("waiting", self._trouble)
+        if self._refused and not self._contact.login:
+            return "fatal", self._refused
+        return self._contact.state()
 
     def reset(self) -> None:
         """Forgets every batch without a verdict, with a new producer. Raises: Fatal when it cannot be made."""
@@ -267,19 +138,18 @@ class KafkaSink:
     def failed(self, batch: _Batch, error: Any, message: Any) -> None:
         """Sorts a delivery error into rejected, Retry or Fatal."""
         code = error.code()
-        if code in _REFUSED_BATCH and self._singly:
+        if code in REFUSED_BATCH and self._singly:
             self._blame_batch = False
-            batch.rejected.append(Rejected(_dedup(message.value()), error.str()))
+            batch.rejected.append(Rejected(identity(message, batch.messages), error.str()))
             return
         self._halted = True
-        if code in _REFUSED_BATCH:
+        if code in REFUSED_BATCH:
             self._narrow = True
             batch.keep = Retry(f"{error.str()}: a batch was refused, its messages are sent one by one")
-        elif code in _RETRY or error.retriable():
+        elif code in PASSING or error.retriable():
             batch.keep = batch.keep or (Fatal(self._stopped) if self._stopped else Retry(error.str()))
         else:
-            topic = f"{message.topic()}: " if message.topic() else ""
-            self._refused = f"{topic}{error.str()}{_REMEDY.get(code, '')}"
+            self._refused = in_words(error, message)
             batch.keep = Fatal(self._refused)
 
     def finished(self, batch: _Batch) -> None:
@@ -296,18 +166,9 @@ class KafkaSink:
         try:
             return Producer(
                 {
+                    **DEFAULTS,
                     "client.id": self._client_id,
                     "linger.ms": self._linger_ms,
-                    "compression.type": "zstd",
-                    "partitioner": "murmur2_random",  # the same partition for a bed as Java producers choose
-                    "queue.buffering.max.messages": 50_000,
-                    "queue.buffering.max.kbytes": 32 * 1024,
-                    "reconnect.backoff.ms": 1_000,  # a broker that refuses after connecting is asked at this rate
-                    "reconnect.backoff.max.ms": 5_000,
-                    "socket.connection.setup.timeout.ms": 10_000,
-                    "socket.timeout.ms": 30_000,
-                    "socket.keepalive.enable": True,
-                    "log_level": 2,  # changes of state are logged by the forwarder, once
                     **self._given,
                     "batch.size": min(self._batch_bytes, int(self._given.get("batch.size", self._batch_bytes))),
                     "batch.num.messages": 1 if self._singly else self._given.get("batch.num.messages", 10_000),
@@ -318,7 +179,7 @@ class KafkaSink:
                     "message.timeout.ms": 0,  # never: the buffer's quota decides how long a record is kept
                     "statistics.interval.ms": 1_000,
                     "error_cb": self._error,
-                    "stats_cb": self._statistics,
+                    "stats_cb": self._contact.statistics,
                 },
                 logger=LOG,
             )
@@ -382,28 +243,11 @@ class KafkaSink:
             return False
         self._singly = False
         if self._blame_batch:
-            self._batch_bytes = max(_BATCH_BYTES_LEAST, self._batch_bytes // 2)
+            self._batch_bytes = max(BATCH_BYTES_LEAST, self._batch_bytes // 2)
         self._producer = self._create()
         return True
 
     def _error(self, error: Any) -> None:
-        code = error.code()
-        if code in _LOGIN or _REFUSAL in error.str() or error.fatal():
-            self._login = error.str()
-        elif code == KafkaError._ALL_BROKERS_DOWN:
-            self._up = False
-        else:
-            self._trouble = error.str()
-
-    def _statistics(self, text: str) -> None:
-        self._up = any(
-            broker.state == "UP" and broker.source in ("configured", "learned")
-            for broker in _STATISTICS.decode(text).brokers.values()
-        )
-        if self._up:
-            self._login = ""
-
-
-def _dedup(value: bytes) -> str:
-    envelope = msgspec.json.decode(value)
-    return f"{envelope['gateway']}/{envelope['instance']}/{envelope['sequence']}"
+        self._contact.error(error)
+        if error.fatal():
+            self._contact.login = error.str()

@@ -66,7 +66,8 @@ def configuration(beds: list[str], folder: Path, mllp_port: int, serial_path: Pa
         '[gateway]\nid = "demo-gw"\ndata_dir = "data"\n',
         '[control]\nsocket = "control.sock"\n',
         f"[buffer]\nkey = {quoted(f'file:{folder / KEY_FILE}')}\nquota_mb = 64\n",
-        f'[cloud.kafka]\nbootstrap = {quoted(bootstrap)}\nsecurity = "plaintext"\n',
+        # the mock cluster accepts transactions and keeps none of their promises
+        f'[cloud.kafka]\nbootstrap = {quoted(bootstrap)}\nsecurity = "plaintext"\nexactly_once = false\n',
     ]
     # an output of its own for each bed that gets an alarm: a shared one shows the highest of all and hides the other
     lines += [
