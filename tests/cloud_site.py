@@ -45,7 +45,7 @@ class Site:
         self.path.write_text(
             f'[gateway]\nid = "{GATEWAY}"\ndata_dir = "{self.data_dir}"\n'
             f'[control]\nsocket = "{self.folder}/control.sock"\n'
-            f'[buffer]\nkey = "file:{self.key}"\n'
+            f'[buffer]\nkey = "file:{self.key}"\n[privacy]\nidentifiers = "clear"\n'
             f'[[bed]]\nid = "ICU-1"\n[cloud.kafka]\ntopic_prefix = "{self.prefix}"\n{kafka}\n'
         )
 
