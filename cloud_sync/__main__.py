@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,11 @@ def _run(options: argparse.Namespace) -> int:
 
     loaded = config.load(options.config)
     gateway, cloud = loaded.config.gateway, loaded.config.cloud
-    open_sink = _kafka(loaded) if cloud.kafka is not None or cloud.alert_manager is None else None
+    nobody = cloud.alert_manager is None and cloud.mqtt is None and cloud.rest is None
+    open_sink, open_lesser = _kafka(loaded) if cloud.kafka is not None or nobody else (None, None)
     alert_manager = None if cloud.alert_manager is None else _alert_manager(loaded, cloud.alert_manager)
     make_encoder = _encoders(loaded, "bedside" if cloud.kafka is None else cloud.kafka.topic_prefix)
+    others = _others(loaded, make_encoder)
     print(NOTICE, file=sys.stderr, flush=True)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s"
@@ -93,7 +96,15 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         forwarder = Forwarder(
-            data_dir, gateway.id, open_reader, open_sink, loaded.config.control.socket, alert_manager, make_encoder
+            data_dir,
+            gateway.id,
+            open_reader,
+            open_sink,
+            loaded.config.control.socket,
+            alert_manager,
+            make_encoder,
+            others,
+            open_lesser,
         )
     except Busy as error:
         print(f"cloud-sync: {error}", file=sys.stderr)
@@ -122,20 +133,28 @@ def _encoders(loaded: config.Loaded, prefix: str) -> Callable[[], Encoder]:
     return lambda: AvroEncoder(gateway, identities(loaded), shared, prefix)
 
 
-def _kafka(loaded: config.Loaded) -> Callable[[str], Sink]:
+_OpenSink = Callable[[str], "Sink"]  # for a stream
+
+
+def _kafka(loaded: config.Loaded) -> tuple[_OpenSink, _OpenSink | None]:
+    """The sink to use, and the one to use when the cluster refuses it."""
     from cloud_sync.sinks.kafka import KafkaSink
     from cloud_sync.sinks.kafka_properties import properties
+    from cloud_sync.sinks.kafka_transactions import TransactionalSink
 
     given = properties(loaded)
     kafka, gateway = loaded.config.cloud.kafka, loaded.config.gateway.id
     assert kafka is not None, "properties() has refused a configuration without it"
     prefix = kafka.topic_prefix
 
-    def open_sink(stream: str) -> Sink:
+    def at_least_once(stream: str) -> Sink:
         linger_ms = 5 if stream == "alerts" else 50
         return KafkaSink(given, prefix, f"{gateway}-{stream}", linger_ms)
 
-    return open_sink
+    def exactly_once(stream: str) -> Sink:
+        return TransactionalSink(given, prefix, gateway, stream)
+
+    return (exactly_once, at_least_once) if kafka.exactly_once else (at_least_once, None)
 
 
 def _alert_manager(loaded: config.Loaded, settings: config.AlertManager) -> Way:
@@ -155,6 +174,28 @@ def _alert_manager(loaded: config.Loaded, settings: config.AlertManager) -> Way:
         return MllpSink(host.strip("[]"), int(port), settings.reply_s, CONTROL_HEADER)
 
     return Way(ALERT_MANAGER, "alerts", encoder, open_sink, encoder.begin_at)
+
+
+def _others(loaded: config.Loaded, make_encoder: Callable[[], Encoder]) -> list[Way]:
+    """The ways to MQTT and to REST, as far as they are configured."""
+    from cloud_sync.forwarder import STREAMS
+    from cloud_sync.way import Way
+    from edge_agent.buffer import MQTT, REST, receiver_mark
+
+    open_sinks: dict[str, Callable[[str], Sink]] = {}
+    if loaded.config.cloud.mqtt is not None:
+        from cloud_sync.sinks import mqtt
+
+        open_sinks[MQTT] = partial(mqtt.MqttSink, mqtt.settings(loaded))
+    if loaded.config.cloud.rest is not None:
+        from cloud_sync.sinks import rest
+
+        open_sinks[REST] = partial(rest.RestSink, rest.settings(loaded))
+    return [
+        Way(receiver_mark(receiver, stream), stream, make_encoder(), partial(open_sink, stream))
+        for receiver, open_sink in open_sinks.items()
+        for stream in STREAMS
+    ]
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -202,11 +243,22 @@ def _lines(status: dict[str, Any]) -> str:
         f"backlog        {backlog}{oldest}",
         *_kafka_lines(status),
         *_alert_manager_lines(status.get("alert_manager")),
+        *_receiver_lines("MQTT", status.get("mqtt")),
+        *_receiver_lines("REST", status.get("rest")),
         f"last delivery  {status['last_delivery_utc'] or 'never'}",
         f"identifiers    {status.get('identifiers', 'unknown')}",
-        f"guarantee      {status['guarantee']}; the dedup header, or MSH-10, tells copies apart",
+        *_guarantee_lines(status),
     ]
     return "\n".join(lines)
+
+
+def _guarantee_lines(status: dict[str, Any]) -> list[str]:
+    lines = [f"guarantee      {status['guarantee']}; the dedup header, or MSH-10, tells copies apart"]
+    if status.get("guarantee_detail"):
+        lines.append(f"  because      {status['guarantee_detail']}")
+    if status.get("error"):
+        lines.append(f"ERROR          {status['error']}")
+    return lines
 
 
 def _kafka_lines(status: dict[str, Any]) -> list[str]:
@@ -228,6 +280,18 @@ def _alert_manager_lines(told: dict[str, Any] | None) -> list[str]:
     return [
         f"alert manager  {told['state']}, sent {told['sent']} alarm messages, refused {told['refused']}{last},"
         f" waiting {waiting}"
+    ]
+
+
+def _receiver_lines(name: str, told: dict[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    last = f", last {told['last_drop']}" if told["last_drop"] else ""
+    waiting = "unknown" if told["backlog_records"] is None else f"{told['backlog_records']} records"
+    sent, refused = told["forwarded"], sum(told["dropped"].values())
+    return [
+        f"{name:14} {told['state']}, sent {sent['alerts']} alerts, {sent['data']} data records,"
+        f" refused {refused}{last}, waiting {waiting}, {told['guarantee']}"
     ]
 
 

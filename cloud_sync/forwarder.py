@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ import msgspec
 
 from cloud_sync.encode import Encoder
 from cloud_sync.sinks import Fatal, Message, Retry, Sink
-from cloud_sync.way import PACES, Stream, Way, one_line
+from cloud_sync.way import AT_LEAST_ONCE, PACES, Progress, Stream, Way, one_line
 from edge_agent import __version__
-from edge_agent.buffer import ALERT_MANAGER, KeyProblem, Marks, Reader
+from edge_agent.buffer import ALERT_MANAGER, MQTT, REST, KeyProblem, Marks, Reader, receiver_mark
 
 LOG = logging.getLogger("cloud_sync")
 
@@ -47,10 +47,16 @@ class Forwarder:
         agent_socket: Path,
         alert_manager: Way | None = None,
         make_encoder: Callable[[], Encoder] | None = None,
+        others: Sequence[Way] = (),
+        open_lesser: Callable[[str], Sink] | None = None,
     ) -> None:
         """`open_sink` opens Kafka for a stream; None, like `alert_manager`, when it is not configured.
 
+        `others` are the ways to MQTT and REST, two each. At least one way must be given.
+
         `make_encoder` makes one for each thread; None: JSON without patients' identifiers.
+
+        `open_lesser` opens Kafka without transactions, for a cluster that refuses them.
 
         Raises: Busy when another process forwards this folder; OSError when the folder cannot be written.
         """
@@ -64,14 +70,25 @@ class Forwarder:
         self._started = time.monotonic()
         self._run_id = f"cloud-sync-{uuid.uuid4().hex}"
         self._reports = 0
-        self._report: Message | None = None
+        self._due: dict[str, Message] = {}  # the report for each way of the data
         self._reader: Reader | None = None
         self._failure: BaseException | None = None
         self.stop = threading.Event()
         marks = Marks(data_dir, on_fault=lambda kind, detail: LOG.error("event=%r detail=%r", kind, detail))
         ways = [] if alert_manager is None else [alert_manager]
         if open_sink is not None:
-            ways += [Way(name, name, make_encoder(), partial(open_sink, name)) for name in STREAMS]
+            ways += [
+                Way(
+                    name,
+                    name,
+                    make_encoder(),
+                    partial(open_sink, name),
+                    open_lesser=None if open_lesser is None else partial(open_lesser, name),
+                )
+                for name in STREAMS
+            ]
+        ways += others
+        self._ways = ways
         self.streams = [
             Stream(
                 way,
@@ -79,7 +96,10 @@ class Forwarder:
                 marks,
                 self.stop,
                 PACES[way.name],
-                self._take_report if way.name == "data" else lambda: None,  # never in the way of an alert
+                partial(self._due.pop, way.name, None)
+                if way.source == "data"
+                else lambda: None,  # never in the way of an alert
+                self._folder / f"{way.name}.guarantee" if way.name in STREAMS else None,
             )
             for way in ways
         ]
@@ -95,7 +115,9 @@ class Forwarder:
                 status = self.status()
                 if time.monotonic() >= next_report:
                     next_report = time.monotonic() + REPORT_S
-                    self._report = self._compose(status)
+                    report = self._compose(status)
+                    if report is not None:
+                        self._due.update({way.name: report for way in self._ways if way.source == "data"})
                 self._write(status)
                 self.stop.wait(1.0)
         finally:
@@ -112,8 +134,8 @@ class Forwarder:
         progress = {stream.name: stream.progress for stream in self.streams}
         worst = max(progress, key=lambda name: ("connected", "waiting", "fatal").index(progress[name].state))
         detail = progress[worst].detail
-        if detail and worst == ALERT_MANAGER:
-            detail = f"alert manager {detail}"
+        if detail and worst not in STREAMS:
+            detail = f"{'alert manager' if worst == ALERT_MANAGER else worst.partition('_')[0]} {detail}"
         backlog, trouble = self._backlog()
         records, oldest_s = self._undelivered(backlog)
         last = max(item.last_delivery_ns for item in progress.values())
@@ -121,7 +143,11 @@ class Forwarder:
         out: dict[str, Any] = {
             "state": progress[worst].state,
             "detail": detail or next((p.buffer_fault for p in progress.values() if p.buffer_fault), trouble),
-            "streams": {name: {"state": item.state, "detail": item.detail} for name, item in progress.items()},
+            "error": next((item.error for item in progress.values() if item.error), ""),
+            "streams": {
+                name: {"state": item.state, "detail": item.detail, "guarantee": item.guarantee}
+                for name, item in progress.items()
+            },
             "forwarded": {name: item.forwarded for name, item in kafka.items()},
             "dropped": {name: item.dropped for name, item in kafka.items()},
             "last_drop": next((item.last_drop for item in kafka.values() if item.last_drop), ""),
@@ -148,7 +174,26 @@ class Forwarder:
                 "backlog_records": records,
                 "backlog_oldest_s": oldest_s,
             }
+        for receiver in (MQTT, REST):
+            ways = {name: progress[mark] for name in STREAMS if (mark := receiver_mark(receiver, name)) in progress}
+            if ways:
+                out[receiver] = self._receiver(ways, [backlog.get(receiver_mark(receiver, name)) for name in ways])
         return out
+
+    def _receiver(self, ways: dict[str, Progress], backlog: list[_Backlog | None]) -> dict[str, Any]:
+        """What the state file says of MQTT or REST."""
+        worst = max(ways.values(), key=lambda item: ("connected", "waiting", "fatal").index(item.state))
+        records = [None if known is None else known[0] for known in backlog]
+        return {
+            "state": worst.state,
+            "detail": worst.detail or next((item.detail for item in ways.values() if item.detail), ""),
+            "forwarded": {name: item.forwarded for name, item in ways.items()},
+            "dropped": {name: item.dropped for name, item in ways.items()},
+            "last_drop": next((item.last_drop for item in ways.values() if item.last_drop), ""),
+            "last_delivery_utc": self._utc(max(item.last_delivery_ns for item in ways.values())),
+            "backlog_records": None if None in records else sum(count or 0 for count in records),
+            "guarantee": "at least once",
+        }
 
     def _utc(self, utc_ns: int) -> str | None:
         return self._encoder.utc(utc_ns) if utc_ns else None
@@ -201,16 +246,16 @@ class Forwarder:
         }
         return self._encoder.gateway_status(self._run_id, self._reports, time.time_ns(), time.monotonic_ns(), facts)
 
-    def _take_report(self) -> Message | None:
-        report, self._report = self._report, None
-        return report
-
     def _write(self, status: dict[str, Any]) -> None:
         path = self._folder / STATUS_FILE
         fresh = path.with_suffix(".new")
         with suppress(OSError):  # a full or failing disk must not end the forwarding that may empty it
             fresh.write_bytes(msgspec.json.encode(status))
             fresh.replace(path)
+
+
+def _least(guarantees: Iterable[str]) -> str:
+    return AT_LEAST_ONCE if AT_LEAST_ONCE in (found := set(guarantees)) else next(iter(found))
 
 
 def _claim(path: Path) -> int:

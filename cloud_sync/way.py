@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from cloud_sync.sinks import CONNECTING, Fatal, Message, Retry, Settled, Sink, State
-from edge_agent.buffer import ALERT_MANAGER, Block, KeyProblem, Marks, Position, Reader
+from edge_agent.buffer import ALERT_MANAGER, MQTT, REST, Block, KeyProblem, Marks, Position, Reader, receiver_mark
 
 LOG = logging.getLogger("cloud_sync")
 
@@ -48,6 +48,9 @@ PACES = {
     # Few messages, each acknowledged by itself; a manager that is back should hear of alarms at once.
     ALERT_MANAGER: Pace(poll_s=0.1, blocks=16, sealed=64 << 10, messages=100, size=256 << 10, mark_s=0.2, rest_s=5.0),
 }
+for _receiver in (MQTT, REST):  # these have no call-back by themselves: a broker that is back should hear soon
+    for _stream in ("alerts", "data"):
+        PACES[receiver_mark(_receiver, _stream)] = PACES[_stream]._replace(rest_s=5.0)
 _REST_RETRY_S = 0.5  # the first wait; it doubles until something is delivered
 _REST_FATAL = (5.0, 60.0)
 
@@ -62,7 +65,7 @@ class BlockEncoder(Protocol):
 class Way(NamedTuple):
     """From a stream of the buffer to a receiver; its name is also that of its mark and its pace."""
 
-    name: str  # alerts, data, alert_manager
+    name: str  # alerts, data, alert_manager, mqtt_alerts, mqtt_data, rest_alerts, rest_data
     source: str  # the buffer's stream: alerts, data
     encoder: BlockEncoder
     open_sink: Callable[[], Sink]
