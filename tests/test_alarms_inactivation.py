@@ -564,3 +564,31 @@ def test_operations_refuse_in_words() -> None:
     for wrong in ("60", 1.5, True):
         with pytest.raises(Refused, match=r"^seconds is a whole number$"):
             table["pause_audio"]({"bed": BED, "seconds": wrong}, "nurse ann")
+
+
+def test_only_what_an_operator_did_bears_a_name() -> None:
+    room = Room(reminder_s=30, audio_pause_s=60)
+    room.put("latched")
+    room.hold("audio_paused")
+    room.at(31)  # a reminder
+    room.at(61)  # the pause is over
+    room.hold("audio_paused")
+    room.put("medium")
+    room.acknowledge()
+    room.put("medium", False)
+    room.put("latched", False)
+    room.put("latched")
+    room.alarms.new_patient(BED, room.now)
+    by = {event.event: event.operator for event in room.events}
+    acts = {"audio_pause", "acknowledge"}
+    assert {event for event, operator in by.items() if operator == "nurse ann"} == acts
+    assert {operator for event, operator in by.items() if event not in acts} == {""}
+    assert {"start", "reminder", "audio_resume", "end"} <= set(by)
+
+
+def test_a_new_patient_cuts_the_sound_of_the_last_one_off() -> None:
+    room = Room()
+    room.put("latched")
+    room.put("latched", False)
+    room.alarms.new_patient(BED, room.now)
+    assert room.signal.stopped and not room.signal.audio

@@ -584,3 +584,26 @@ def test_the_short_way_is_taken_up_to_the_limits_themselves_and_no_further() -> 
     assert taken == [49.9, 120.1, None]
     (slot,) = bed.watch._beds[BED].slots.values()
     assert (slot.value, slot.at_ns) == (70, NS)
+
+
+def test_only_a_questionable_value_says_so(bed: Bedside) -> None:
+    bed.see(0, "spo2", 85)
+    bed.tick(15)
+    bed.see(16, "spo2", 97)
+    bed.tick(21)
+    assert [change.detail for change in bed.changes] == ["", ""]
+    bed.see(22, "spo2", 85, validity="questionable")
+    bed.tick(37)
+    assert bed.changes[-1].detail == "questionable value"
+
+
+def test_a_changed_limit_is_not_held_by_the_old_deadband_of_a_value_on_its_way_out(
+    bed: Bedside, tmp_path: Path
+) -> None:
+    bed.see(0, "spo2", 85)
+    bed.tick(15)
+    bed.see(16, "spo2", 92)  # beyond the deadband: on its way out
+    bed.watch.set_preset(BED, preset(tmp_path, low()).with_row("spo2_low", "below 89"), 17 * NS)
+    bed.see(18, "spo2", 90.5)  # within the new deadband, but never outside the new limit
+    bed.tick(21)
+    assert bed.present == set()
