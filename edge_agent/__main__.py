@@ -23,7 +23,7 @@ COMMANDS: dict[str, str] = {
     "admit": "operate", "discharge": "operate", "watch": "operate", "metrics": "operate",
     "audio-off": "operate", "alarm-off": "operate", "limits": "operate", "limit": "operate", "preset": "operate",
     "self-test": "operate",
-    "doctor": "doctor", "buffer": "buffer", "alarms": "alarms",
+    "doctor": "doctor", "buffer": "buffer", "keys": "keys", "alarms": "alarms",
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import msgspec
 
 from edge_agent.alarm_log import chain
-from edge_agent.buffer import files, keys
+from edge_agent.buffer import files, keys, rewrap
 from edge_agent.buffer.clock import Clock
 from edge_agent.buffer.seal import Box, Damaged
 from edge_agent.buffer.store import is_damage
@@ -185,6 +185,7 @@ class Store:
         try:
             for pragma in (f"journal_size_limit = {_WAL_LIMIT_BYTES}", "cache_size = -512", "temp_store = MEMORY"):
                 self._connection.execute(f"PRAGMA {pragma}").fetchall()
+            rewrap.resume(self._connection, rewrap.Place(path, "head"), path.parent, kek)
             self._box, key, self.head = open_box(self._connection, kek)
             self._pseudonyms = hmac.new(key, b"patient ", hashlib.sha256)
             self._connection.execute("PRAGMA journal_mode = WAL").fetchall()

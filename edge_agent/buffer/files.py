@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 STREAMS = ("alerts", "data")
+ALARM_LOG = "alarm-log.sqlite"  # in data_dir; the alarm log's data key is wrapped like those of the buffer
 _COMPANIONS = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database and applies to whatever has its name
 
 

@@ -24,6 +24,7 @@ from edge_agent import config
 from edge_agent.buffer.clock import QUALITY_NAMES, SYNCHRONIZED, Clock
 from edge_agent.buffer.marks import KAFKA_ONLY
 from edge_agent.buffer.pending import BATCH_BYTES, GapKey
+from edge_agent.buffer.rate import Rate, hours
 from edge_agent.buffer.store import GapRow
 from edge_agent.buffer.writer import Host, Writer
 from edge_agent.records import ALERT, ALERT_RECORDS, NUMERIC, WAVEFORM, Entry, Gap
@@ -72,6 +73,7 @@ class Buffer:
         self._faults: dict[str, dict[str, str]] = {kind: {} for kind in FAULTS}
         self._told: dict[str, str] = dict.fromkeys(FAULTS, "")
         self._memory_shed = 0
+        self._rate = Rate()
         data = Host(
             data_dir=data_dir,
             kek=kek,
@@ -125,16 +127,24 @@ class Buffer:
             done.wait(max(until - time.monotonic(), 0.0))
 
     def stats(self) -> dict[str, Any]:
-        """Counters, without touching the disk: what is stored, waiting, shed; commit times in ms; age in s."""
+        """Counters, without touching the disk: what is stored, waiting, shed; commit times in ms; age in s.
+
+        `capacity_h` is what the whole quota holds at the rate of the last ten minutes, `room_h` what is still free of
+        it, in hours; None in the first minute and while nothing comes.
+        """
         alerts, data = self._writers
         times = sorted([*alerts.commit_ms.copy(), *data.commit_ms.copy()])
+        used, per_s = alerts.used_bytes + data.used_bytes, self._rate.per_s()
         ages = [age for age in map(self._age_s, self._writers) if age is not None]
         return {
             "stored": alerts.records + data.records,
             "pending": sum(writer.pending.records + len(writer.pending.inbox) for writer in self._writers),
             "pending_bytes": alerts.pending.bytes + data.pending.bytes,
-            "bytes": alerts.used_bytes + data.used_bytes,
+            "bytes": used,
             "quota_bytes": self._quota_bytes,
+            "bytes_per_s": None if per_s is None else round(per_s, 1),
+            "capacity_h": hours(self._quota_bytes, per_s),
+            "room_h": hours(self._quota_bytes - used, per_s),
             "blocks": alerts.blocks + data.blocks,
             "shed": alerts.shed_records + data.shed_records + self._memory_shed,
             "gaps": alerts.gap_count + data.gap_count,
@@ -227,6 +237,7 @@ class Buffer:
 
     def _keep(self) -> None:
         while not self._closing.wait(_KEEPER_S):
+            self._rate.note(self._clock.monotonic_ns(), sum(writer.sealed_bytes for writer in self._writers))
             for writer in self._writers:
                 self._watch_stall(writer)
             self._bound_memory()

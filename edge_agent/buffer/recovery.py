@@ -4,6 +4,8 @@
     no database ──▶ build, publish, adopt
     check fails ──▶ put aside ──▶ build: readable blocks copied, losses journalled, new instance ──▶ publish, adopt
     wrong key   ──▶ the same without copying: the blocks wait in quarantine for their key
+    older copy  ──▶ kept; a new instance behind everything that the marks say was delivered
+    new boot    ──▶ a new instance, so that copies of a card never share one
 
 The agent always starts and nothing is ever deleted: the failed file lies untouched in `quarantine/`. Salvaged blocks
 keep instance, number and sequence; new ones belong to a new instance, so that no identity is ever given twice.
@@ -16,9 +18,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.buffer import files, salvage
+from edge_agent.buffer import files, marks, salvage
 from edge_agent.buffer.clock import Clock
-from edge_agent.buffer.store import BadDatabase, NewerVersion, Store, WrongKey, begin_instance, build, finish
+from edge_agent.buffer.store import BadDatabase, GapRow, NewerVersion, Store, WrongKey, begin_instance, build, finish
 from edge_agent.records import ALERT, NUMERIC, WAVEFORM
 
 TAIL_BLOCKS = 32  # newest blocks whose tags are checked at start: what a torn write can have touched
@@ -68,15 +70,15 @@ def open_store(
         store = Store(path, stream, kek, clock)
     except WrongKey as error:
         finding = _replace_sealed(path, gateway, clock, str(error))
-        return _ready(Store(path, stream, kek, clock)), finding
+        return _ready(Store(path, stream, kek, clock), gateway, clock, finding)
     except BadDatabase as error:
         finding = _replace(path, stream, kek, gateway, clock, str(error), below, not isinstance(error, NewerVersion))
-        return _ready(Store(path, stream, kek, clock)), finding
+        return _ready(Store(path, stream, kek, clock), gateway, clock, finding)
     try:
         store.clean = store.clean or checked
         wrong, structure = store.check(TAIL_BLOCKS)
         if not wrong:
-            return _ready(store), finding
+            return _ready(store, gateway, clock, finding)
     except BaseException:
         store.abandon()
         raise
@@ -84,19 +86,51 @@ def open_store(
     finding = _replace(path, stream, kek, gateway, clock, wrong, below, structure)
     store = Store(path, stream, kek, clock)
     store.check(0)
-    return _ready(store), finding
+    return _ready(store, gateway, clock, finding)
 
 
-def _ready(store: Store) -> Store:
+def _ready(store: Store, gateway: str, clock: Clock, finding: Finding | None) -> tuple[Store, Finding | None]:
+    """The store in use, under an instance of this boot: a copied card or a restored image then never shares one."""
     try:
+        finding = finding or step_over(store, gateway, clock)
         store.begin()
+        if store.other_boot:
+            store.begin_instance(gateway, store.next_number, "boot")
+            store.other_boot = False
         store.mark_open(True)
         store.connection.execute("COMMIT")
         store.checkpoint()
     except BaseException:
         store.abandon()
         raise
-    return store
+    return store, finding
+
+
+def step_over(store: Store, gateway: str, clock: Clock) -> Finding | None:
+    """What is told when a receiver has blocks of the newest instance that the file does not have: it is an older copy.
+
+    A new instance then begins behind them, so that no identity that was delivered is given to another record.
+    """
+    ahead = max(
+        (mark.block for mark in marks.every(store.path.parent.parent) if mark.instance_bytes() == store.instance),
+        default=0,
+    )
+    held = store.next_number - 1
+    if ahead <= held:
+        return None
+    gap = GapRow(
+        None, "restored", store.instance, store.next_first, store.next_first, 0, salvage.UNKNOWN, clock.monotonic_ns()
+    )
+    store.begin()
+    store.begin_instance(gateway, ahead + 1, "restored")
+    store.journal_gaps([gap])
+    store.connection.execute("COMMIT")
+    return Finding(
+        "buffer corrupt",
+        f"{store.path.name} is older than what was delivered of it: it ends with block {held}, block {ahead} has been"
+        " confirmed; a backup was put back or the card lost what it had confirmed. Its blocks are kept and a new"
+        " instance has begun; if a copy of this card runs elsewhere, stop one of them",
+    )
 
 
 def _replace(

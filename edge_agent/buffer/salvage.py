@@ -19,7 +19,7 @@ from edge_agent.buffer.store import HEAD_COLUMNS, GapRow, KeyRing, is_damage
 
 _PATIENCE = 2000  # unreadable numbers in a row that are tried one by one before the search leaps
 _LEAPS = 40  # doublings: past this no file holds a block
-_UNKNOWN = -1  # priority of a loss that may concern every class
+UNKNOWN = -1  # priority of a loss that may concern every class
 _SPAN_LIMIT = 200  # losses told one by one; more are told as one span per instance
 _UNREADABLE: Any = object()
 
@@ -105,7 +105,7 @@ class Salvage:
 
     def _lost(self, ordinal: int, first: int, last: int) -> GapRow:
         instance, now = self._ring.instance(ordinal), self._clock.monotonic_ns()
-        return GapRow(None, "quarantine", instance, first, last, last - first + 1, _UNKNOWN, now)
+        return GapRow(None, "quarantine", instance, first, last, last - first + 1, UNKNOWN, now)
 
     def _merge(self) -> None:
         if len(self.gaps) <= _SPAN_LIMIT:
@@ -128,7 +128,7 @@ def sealed_away(old: sqlite3.Connection, clock: Clock) -> tuple[list[GapRow], in
     )
     try:
         gaps = [
-            GapRow(None, "quarantine", uuid, first, last, count, _UNKNOWN, now)
+            GapRow(None, "quarantine", uuid, first, last, count, UNKNOWN, now)
             for uuid, first, last, count in old.execute(query)
         ]
     except sqlite3.Error:
@@ -143,7 +143,7 @@ def journal(new: sqlite3.Connection, gaps: list[GapRow]) -> None:
 
 def nothing_known(clock: Clock) -> GapRow:
     """A loss of which neither place nor extent is known."""
-    return GapRow(None, "quarantine", b"", 0, 0, 0, _UNKNOWN, clock.monotonic_ns())
+    return GapRow(None, "quarantine", b"", 0, 0, 0, UNKNOWN, clock.monotonic_ns())
 
 
 def read_only(path: Path) -> sqlite3.Connection:

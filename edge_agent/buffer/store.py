@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_agent.buffer import files, keys
+from edge_agent.buffer import files, keys, rewrap
 from edge_agent.buffer.clock import Clock
 from edge_agent.buffer.seal import Cipher, Damaged, Head
 
@@ -46,6 +46,8 @@ _SCHEMA = (
     " last INTEGER NOT NULL, count INTEGER NOT NULL, priority INTEGER NOT NULL, at_ns INTEGER NOT NULL) STRICT",
     "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), next_number INTEGER NOT NULL,"
     " next_first INTEGER NOT NULL, clean INTEGER NOT NULL, blocks INTEGER NOT NULL, records INTEGER NOT NULL) STRICT",
+    _ERASED := "CREATE TABLE IF NOT EXISTS erased (id INTEGER PRIMARY KEY CHECK (id = 1), keys INTEGER NOT NULL,"
+    " last_utc INTEGER NOT NULL) STRICT",  # how many drained data keys were deleted here
 )
 
 
@@ -161,6 +163,7 @@ class Store:
         try:
             self._check_identity()
             self._configure()
+            rewrap.resume(self.connection, rewrap.Place(path, "keys"), path.parent.parent, kek)
             self._load()
         except sqlite3.Error as error:
             self.abandon()
@@ -211,8 +214,9 @@ class Store:
         if rows and all(row[2] != self._kek_id for row in rows):
             raise WrongKey(rows[0][2].hex())
         self.key: DataKey | None = None
-        self.key_stored = True
+        self.key_stored = self.erase_due = True  # the log of an earlier run may hold what that run has erased
         boot, day = self._clock.boot(), self._clock.utc_ns() // DAY_NS
+        self.other_boot = bool(rows) and rows[0][3] != boot
         if rows and rows[0][2] == self._kek_id and rows[0][3] == boot and rows[0][4] == day:
             plain = keys.unwrap(self._kek, rows[0][1])
             if plain is not None:
@@ -323,17 +327,56 @@ class Store:
         self.connection.execute(f"PRAGMA max_page_count = {max(quota_bytes // PAGE_BYTES, 16)}").fetchone()
 
     def drop_drained_keys(self) -> None:
-        """Deletes data keys that no block needs any more; what they sealed cannot be read again by anyone."""
-        (oldest,) = self.connection.execute("SELECT min(number) FROM blocks").fetchone()
+        """Deletes data keys that no block needs any more; what they sealed cannot be read again by anyone.
+
+        The newest one stays: it tells the boot of the last run. Call `erase` for what the write-ahead log still holds.
+        """
         rows = self.connection.execute("SELECT id, since FROM keys ORDER BY since, created_utc").fetchall()
-        edge = self.next_number if oldest is None else oldest
+        starts = sorted({since for _, since in rows})
+        after = dict(pairwise([*starts, self.next_number + 1]))
         drained = [
-            (row[0],)
-            for row, following in pairwise(rows)
-            if following[1] <= edge and (self.key is None or row[0] != self.key.id)
+            (key,)
+            for key, since in rows[:-1]
+            if (self.key is None or key != self.key.id) and not self._needed(key, since, after[since])
         ]
-        if drained:
-            self.connection.executemany("DELETE FROM keys WHERE id = ?", drained)
+        if not drained:
+            return
+        self.connection.execute("PRAGMA secure_delete = ON").fetchall()  # every page's worth: these are keys
+        self.begin()
+        self.connection.executemany("DELETE FROM keys WHERE id = ?", drained)
+        self.connection.execute(_ERASED)
+        self.connection.execute(
+            "INSERT INTO erased VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE SET keys = keys + excluded.keys,"
+            " last_utc = excluded.last_utc",
+            (len(drained), self._clock.utc_ns()),
+        )
+        commit(self.connection)
+        self.connection.execute("PRAGMA secure_delete = FAST").fetchall()
+        self.erase_due = True
+
+    def _needed(self, key: int, since: int, end: int) -> bool:
+        query = "SELECT 1 FROM blocks WHERE number >= ? AND number < ? AND key = ? LIMIT 1"
+        return self.connection.execute(query, (since, end, key)).fetchone() is not None
+
+    def erase(self) -> bool:
+        """Whether the log holds no erased key any more; a reader in the middle of a transaction prevents it for now."""
+        if self.erase_due and rewrap.erase_log(self.connection):
+            self.erase_due = False
+        return not self.erase_due
+
+    def begin_instance(self, gateway: str, start: int, reason: str) -> None:
+        """Lets a new instance own the numbers from `start`, in the open transaction; one without blocks is replaced."""
+        used = self.connection.execute(
+            "SELECT 1 FROM blocks WHERE instance = ? AND number >= (SELECT start FROM instances WHERE ordinal = ?)",
+            (self.ordinal, self.ordinal),
+        ).fetchone()
+        if used is None and self.next_first == 1:
+            self.connection.execute("DELETE FROM instances WHERE ordinal = ?", (self.ordinal,))
+        begin_instance(self.connection, gateway, start, reason, self._clock.utc_ns())
+        self.ordinal, self.instance = self.connection.execute(
+            "SELECT ordinal, uuid FROM instances ORDER BY ordinal DESC LIMIT 1"
+        ).fetchone()
+        self.next_number, self.next_first = start, 1
 
     def mark_open(self, open_: bool) -> None:
         """Notes that the file is in use, or that it was closed in order with these totals."""

@@ -37,6 +37,7 @@ _BACK_OFF_S = (0.05, 5.0)  # first and longest pause after a failure
 _CHECKPOINT_PAGES = 1000  # in the log: time for a checkpoint when nobody waits (SQLite's own default)
 _CHECKPOINT_ANYWAY = 4000  # pages in the log (16 MB): even when somebody waits
 _SHED_ROOM_BYTES = 64 << 10  # beyond the quota, for the journal row that shedding itself writes
+_ROW_BYTES = 90  # of the plain columns of a block, as SQLite stores them
 _SPARE_PAGES = 1024  # free pages kept for reuse; more are given back to the file system
 _VACUUM_PAGES = 256  # given back in one step
 
@@ -72,6 +73,7 @@ class Writer(threading.Thread):
         self.ready = threading.Event()
         self.busy_since: int | None = None  # CLOCK_MONOTONIC at which the disk was asked
         self.used_bytes = 0  # pages that hold something
+        self.sealed_bytes = 0  # written since the start, with what a row adds to its blob
         self.file_bytes = 0  # with the free pages that the file keeps
         self.blocks = self.records = self.shed_records = self.gap_count = 0
         self.oldest: tuple[int, bytes, int] | None = None  # mono, boot, utc of the oldest block in the file
@@ -236,6 +238,7 @@ class Writer(threading.Thread):
         opened.next_number, opened.next_first, self._planned = number, first, None
         opened.blocks += len(rows)
         opened.records += sum(row[7] for row in rows)
+        self.sealed_bytes += sum(len(row[-1]) + _ROW_BYTES for row in rows)
         for _ in told:
             self._told_gaps.popleft()
         if pruned is not None:
@@ -267,16 +270,30 @@ class Writer(threading.Thread):
             self._write(opened, None)
         if self.stream == "data":
             self._shed(opened)
+        self._step_over(opened)
         opened.drop_drained_keys()
         waiting = bool(self.pending.inbox) and bool(self.pending.oldest())
         if self._log_pages >= (_CHECKPOINT_ANYWAY if waiting else _CHECKPOINT_PAGES):
             opened.checkpoint()
+            self._log_pages = 0
+        if opened.erase_due and not waiting and opened.erase():
             self._log_pages = 0
         self._give_back(opened, waiting)
         self._publish(opened)
         self.busy_since = None
         for event in wanted:
             event.set()
+
+    def _step_over(self, opened: Store) -> None:
+        """Begins a new instance where a mark has been found ahead of the file, as cloud-sync may learn from Kafka."""
+        if self._planned:  # a commit of unknown outcome may be what the mark speaks of
+            return
+        finding = recovery.step_over(opened, self._host.gateway, self._host.clock)
+        if finding:
+            log.error("buffer=%s event=restored detail=%r", self.stream, finding.detail)
+            self._host.fault(finding.fault, self.stream, finding.detail)
+            self._prune_to = 0
+            self._tell(opened.gaps()[-1:])
 
     def _delivered(self, opened: Store) -> int:
         """Number up to which blocks are delivered to every receiver, 0 when none that is still here."""

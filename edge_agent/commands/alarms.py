@@ -12,20 +12,18 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.commands.since import add_since
 from edge_agent.config import load
 
 if TYPE_CHECKING:
     from edge_agent.alarm_log import reader
     from edge_agent.alarm_log.chain import Entry
 
-NS = 1_000_000_000
-_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _COLUMNS = ("utc", "bed", "priority", "event", "condition", "text", "value", "limit", "state", "operator")
 
 
@@ -38,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     log.add_argument("--config", type=Path, required=True, metavar="FILE")
     log.add_argument("--bed", metavar="BED", help="only this bed; leaves out marks")
     log.add_argument("--priority", choices=("high", "medium", "low", "none"), help="only this one; leaves out marks")
-    _add_since(log)
+    add_since(log)
     log.add_argument("--limit", type=_positive, default=200, metavar="N", help="at most N entries (default 200)")
     log.add_argument("--json", action="store_true", help="one JSON object a line")
     log.set_defaults(func=run_log)
@@ -57,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     report = commands.add_parser("report", help="alarm burden by bed, condition and priority; who answered, and whose")
     _add_data(report)
-    _add_since(report)
+    add_since(report)
     report.add_argument("--json", action="store_true", help="one JSON object")
     report.set_defaults(func=run_report)
 
@@ -73,30 +71,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--file", type=Path, metavar="EXPORT", help="what `alarms export` wrote; needs no key")
 
 
-def _add_since(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--since", type=_since, default=0, metavar="WHEN", help="2h, 30min, 7d ago, or a time such as 2026-05-01T08:00Z"
-    )
-
-
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
     return int(text)
-
-
-def _since(text: str) -> int:
-    """UTC in ns that a user means; a time without an offset is UTC."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)", text)
-    if found:
-        return time.time_ns() - round(float(found[1]) * _UNITS[found[2]] * NS)
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.UTC)
-        return round(moment.timestamp() * NS)
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 2h, 30min, 7d or 2026-05-01T08:00Z") from error
 
 
 class _Failed(Exception):
