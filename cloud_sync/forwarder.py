@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import msgspec
 
 from cloud_sync.encode import Encoder
 from cloud_sync.sinks import Fatal, Message, Retry, Sink
-from cloud_sync.way import PACES, Progress, Stream, Way, one_line
+from cloud_sync.way import AT_LEAST_ONCE, PACES, Progress, Stream, Way, one_line
 from edge_agent import __version__
 from edge_agent.buffer import ALERT_MANAGER, MQTT, REST, KeyProblem, Marks, Reader, receiver_mark
 
@@ -99,6 +99,7 @@ class Forwarder:
                 partial(self._due.pop, way.name, None)
                 if way.source == "data"
                 else lambda: None,  # never in the way of an alert
+                self._folder / f"{way.name}.guarantee" if way.name in STREAMS else None,
             )
             for way in ways
         ]
@@ -143,14 +144,18 @@ class Forwarder:
             "state": progress[worst].state,
             "detail": detail or next((p.buffer_fault for p in progress.values() if p.buffer_fault), trouble),
             "error": next((item.error for item in progress.values() if item.error), ""),
-            "streams": {name: {"state": item.state, "detail": item.detail} for name, item in progress.items()},
+            "streams": {
+                name: {"state": item.state, "detail": item.detail, "guarantee": item.guarantee}
+                for name, item in progress.items()
+            },
             "forwarded": {name: item.forwarded for name, item in kafka.items()},
             "dropped": {name: item.dropped for name, item in kafka.items()},
             "last_drop": next((item.last_drop for item in kafka.values() if item.last_drop), ""),
             "backlog_records": records,
             "backlog_oldest_s": oldest_s,
             "last_delivery_utc": self._utc(last),
-            "guarantee": "at least once",
+            "guarantee": _least(item.guarantee for item in kafka.values()) if kafka else AT_LEAST_ONCE,
+            "guarantee_detail": next((item.refused for item in kafka.values() if item.refused), ""),
             "identifiers": self._encoder.identifiers,
             "gateway": self._gateway,
             "pid": os.getpid(),
@@ -248,6 +253,10 @@ class Forwarder:
         with suppress(OSError):  # a full or failing disk must not end the forwarding that may empty it
             fresh.write_bytes(msgspec.json.encode(status))
             fresh.replace(path)
+
+
+def _least(guarantees: Iterable[str]) -> str:
+    return AT_LEAST_ONCE if AT_LEAST_ONCE in (found := set(guarantees)) else next(iter(found))
 
 
 def _claim(path: Path) -> int:

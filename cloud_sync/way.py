@@ -7,6 +7,11 @@ never past an open one. What is under way is bounded by messages and bytes; beyo
 not follow the backlog. After trouble it forgets what is open, waits, and reads again from the mark: a record may arrive
 twice, never not at all. The `dedup` header, or the control identifier of an HL7 message, tells copies apart.
 
+A receiver that itself remembers how far it has come (`sinks.Tracking`) is asked for its place first, at start and after
+trouble, and its word counts more than the mark. A place before the mark means that the receiver has lost something:
+that is told, and what the buffer still holds behind it is sent again. When such a receiver refuses to remember, a sink
+with a lesser guarantee takes its place until the process ends; a note beside the marks says which one has moved them.
+
                  begin, settle                      keep: Retry or Fatal
     reading ───────────────────▶ under way ────────────────────────────────▶ resting ──after a while──▶ reading
 """
@@ -20,13 +25,27 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cloud_sync.sinks import CONNECTING, Fatal, Message, Retry, Settled, Sink, State
-from edge_agent.buffer import ALERT_MANAGER, MQTT, REST, Block, KeyProblem, Marks, Position, Reader, receiver_mark
+from cloud_sync.sinks import CONNECTING, Fatal, Message, Refused, Resend, Retry, Settled, Sink, State, Tracking
+from edge_agent.buffer import (
+    ALERT_MANAGER,
+    MQTT,
+    REST,
+    Block,
+    KeyProblem,
+    Marks,
+    Position,
+    Reader,
+    files,
+    receiver_mark,
+)
 
 LOG = logging.getLogger("cloud_sync")
 
+AT_LEAST_ONCE = "at least once"
+EXACTLY_ONCE = "exactly once (read_committed)"
 _GOODBYE_S = 3.0  # for the receipts of what is under way when the process is asked to end
 
 
@@ -70,6 +89,7 @@ class Way(NamedTuple):
     encoder: BlockEncoder
     open_sink: Callable[[], Sink]
     begin_at: Callable[[Reader], Position | None] | None = None  # where to begin when there never was a mark
+    open_lesser: Callable[[], Sink] | None = None  # when the first sink's receiver refuses to keep progress
 
 
 @dataclass(slots=True)
@@ -85,6 +105,9 @@ class Progress:
     clock_quality: str = "unknown"
     settled: Position | None = None  # everything up to it, though perhaps not yet marked
     buffer_fault: str = ""
+    guarantee: str = AT_LEAST_ONCE
+    refused: str = ""  # why the guarantee is less than configured
+    error: str = ""  # what the receiver has lost; it stays until the process ends
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +130,13 @@ class Stream:
     stop: threading.Event
     pace: Pace
     report: Callable[[], Message | None] = lambda: None  # a message of the forwarder's own that is due
+    note: Path | None = None  # where it is noted which guarantee has moved the mark
     progress: Progress = field(default_factory=Progress)
+    _lesser: bool = False
+    _placed: bool = False  # it is known where to go on
+    _told_places: dict[str, int] | None = None  # what the receiver has said
+    _doubtful: list[_Flight] = field(default_factory=list)  # under way when trouble came
+    _noted: str | None = None
     _reader: Reader | None = None
     _sink: Sink | None = None
     _flights: deque[_Flight] = field(default_factory=deque)
@@ -137,31 +166,119 @@ class Stream:
 
     def _forward(self) -> None:
         if self._sink is None:
-            self._sink = self.way.open_sink()
+            self._open_sink()
         if self._reader is None:
-            self._reader = self.open_reader()
-            try:
-                known = self.marks.known(self.name)
-                self._sent = self._marked = self.progress.settled = self.marks.get(self.name)
-            except OSError as error:
-                self._reader.close()
-                self._reader = None  # the mark is read again before anything else
-                raise Retry(f"mark cannot be read: {error}") from error
-            if not known and self.way.begin_at is not None:
-                self._sent = self.progress.settled = self.way.begin_at(self._reader)
-                self._mark(now=True)
+            self._open_buffer()
         sink, next_read = self._sink, 0.0
+        assert sink is not None
         while not self.stop.is_set():
             more = False
-            if self._room() and time.monotonic() >= next_read:
+            if self._ready(sink) and self._room() and time.monotonic() >= next_read:
                 more = self._read(sink)
                 if not more:
                     next_read = time.monotonic() + self.pace.poll_s
-            self._offer_report(sink)
+            if self._placed or self._told_places is not None:
+                self._offer_report(sink)
             for verdict in sink.settle(0.0 if more and self._room() else self.pace.poll_s):
                 self._settle(verdict)
             self._mark()
             self._show(*sink.state())
+
+    def _open_sink(self) -> None:
+        opener = self.way.open_lesser if self._lesser and self.way.open_lesser is not None else self.way.open_sink
+        self._sink = opener()
+        self._placed, self._told_places = False, None
+        self.progress.guarantee = EXACTLY_ONCE if isinstance(self._sink, Tracking) else AT_LEAST_ONCE
+
+    def _open_buffer(self) -> None:
+        self._reader = self.open_reader()
+        self._placed = False
+        try:
+            known = self.marks.known(self.name)
+            self._sent = self._marked = self.progress.settled = self.marks.get(self.name)
+            if self.note is not None:
+                self._noted = self.note.read_text(encoding="utf-8") if self.note.exists() else AT_LEAST_ONCE
+        except (OSError, ValueError) as error:
+            self._reader.close()
+            self._reader = None  # the mark is read again before anything else
+            raise Retry(f"mark cannot be read: {error}") from error
+        if not known and self.way.begin_at is not None:
+            self._sent = self.progress.settled = self.way.begin_at(self._reader)
+            self._mark(now=True)
+
+    def _ready(self, sink: Sink) -> bool:
+        """Whether it is known where to go on."""
+        if self._placed:
+            return True
+        if not isinstance(sink, Tracking):
+            self._note(AT_LEAST_ONCE)
+            self._placed = True
+            return True
+        if self._told_places is None:
+            try:
+                self._told_places = sink.resume(self.pace.poll_s)
+            except Refused as error:
+                self._take_lesser(str(error))
+            if self._told_places is None:
+                return False
+        return self._find_place(self._told_places)
+
+    def _take_lesser(self, why: str) -> None:
+        if self.way.open_lesser is None:
+            raise Fatal(why)
+        LOG.warning("stream=%s event=lesser-guarantee guarantee=%r reason=%r", self.name, AT_LEAST_ONCE, why)
+        self._lesser, self.progress.refused = True, why
+        if self._sink is not None:
+            self._sink.close(0.0)
+            self._sink = None
+        raise Resend(why)
+
+    def _find_place(self, told: dict[str, int]) -> bool:
+        """Goes on behind what the receiver has; False while the buffer's file cannot be asked."""
+        assert self._reader is not None
+        places = [Position(instance, block) for instance, block in told.items()]
+        numbers = self._reader.numbers_after(self.way.source, [*places, *([self._sent] if self._sent else ())])
+        if numbers is None:
+            return False
+        marked = numbers.pop() if self._sent else 0
+        there, place = max(zip(numbers, places, strict=True), default=(0, None))
+        if there < marked and self._noted == EXACTLY_ONCE:
+            self._tell_loss(marked, there)
+            self._sent = self.progress.settled = place if there else None
+        elif there > marked or (there and there == marked):
+            self._count_doubtful(place)
+            self._sent = self.progress.settled = place
+        self._doubtful.clear()
+        self._placed = True
+        self._mark(now=True)
+        return True
+
+    def _tell_loss(self, marked: int, there: int) -> None:
+        self.progress.error = (
+            f"{self.name}: the receiver has confirmed everything before block {marked} and now knows of nothing behind"
+            f" block {max(0, there - 1)}: its topics were made anew or restored. What the buffer still holds is sent"
+            " again; look for missing records and for copies (dedup)"
+        )
+        LOG.error("stream=%s event=receiver-lost detail=%r", self.name, self.progress.error)
+
+    def _count_doubtful(self, place: Position | None) -> None:
+        """Counts what was under way when trouble came and had arrived all the same."""
+        until = next((number for number, flight in enumerate(self._doubtful) if flight.position == place), -1)
+        arrived = sum(flight.messages for flight in self._doubtful[: until + 1])
+        if arrived:
+            self.progress.forwarded += arrived
+            self.progress.last_delivery_ns = time.time_ns()
+
+    def _note(self, guarantee: str) -> None:
+        """Notes durably which guarantee moves the mark: a lesser one before, a full one after it has succeeded."""
+        if self.note is None or self._noted == guarantee:
+            return
+        try:
+            files.make_folder(self.note.parent)
+            files.write_durable(self.note, guarantee.encode())
+        except OSError as error:
+            raise Retry(f"{self.note} cannot be written: {error}") from error
+        self._noted = guarantee
 
     def _room(self) -> bool:
         return self._messages < self.pace.messages and self._size < self.pace.size
@@ -204,6 +321,7 @@ class Stream:
         flight.settled = True
         self._messages -= flight.messages
         self._size -= flight.size
+        self._note(self.progress.guarantee)
         if verdict.accepted:
             self.progress.forwarded += verdict.accepted
             self.progress.last_delivery_ns = time.time_ns()
@@ -238,9 +356,13 @@ class Stream:
         went_on = self.progress.forwarded != self._rested_at
         self._rest_s = first if went_on else min(longest, max(first, 2 * self._rest_s))
         self._rested_at = self.progress.forwarded
-        self._show("fatal" if isinstance(trouble, Fatal) else "waiting", str(trouble))
+        if not isinstance(trouble, Resend):
+            self._show("fatal" if isinstance(trouble, Fatal) else "waiting", str(trouble))
         with suppress(Retry):
             self._mark(now=True)
+        if isinstance(self._sink, Tracking):
+            self._doubtful += self._flights
+            self._placed, self._told_places = False, None
         self._flights.clear()
         self._messages = self._size = 0
         self._reporting = False
@@ -254,7 +376,8 @@ class Stream:
             except Fatal as error:
                 self._show("fatal", str(error))
                 self._sink = None
-        self.stop.wait(self._rest_s)
+        if not isinstance(trouble, Resend):
+            self.stop.wait(self._rest_s)
 
     def _note_fault(self, fault: str) -> None:
         """A buffer that cannot be read at the moment: the agent recovers it, reading goes on by itself."""

@@ -344,7 +344,7 @@ def test_a_key_that_is_missing_is_told_and_waited_for(make_site: MakeSite) -> No
 @pytest.mark.parametrize(
     ("kafka", "words"),
     [
-        ("", "site.toml:10: cloud.kafka.bootstrap: missing"),
+        ("", "cloud.kafka.bootstrap: missing"),
         (
             'bootstrap = "b:1"\nsecurity = "plaintext"\noptions = {"no.such" = 1}',
             "cloud.kafka.options.no.such: No such",

@@ -9,7 +9,7 @@ message and go on, `Retry` after a while, or stop and ask a person (`Fatal`), lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 
 class Retry(Exception):
@@ -22,6 +22,14 @@ class Drop(Exception):
 
 class Fatal(Exception):
     """Nothing can be sent until a person changes something; keep everything and look again slowly."""
+
+
+class Resend(Retry):
+    """The sink has learned from a refusal: send the same again at once."""
+
+
+class Refused(Exception):
+    """The receiver does not offer this sink's guarantee: a sink with a lesser one may be used in its place."""
 
 
 class Message(NamedTuple):
@@ -75,3 +83,25 @@ class Sink(Protocol):
 
     def close(self, timeout_s: float) -> list[Settled]:
         """Verdicts that still come within `timeout_s` seconds; the rest stays unsettled, and the sink is gone."""
+
+
+@runtime_checkable
+class Tracking(Protocol):
+    """What a sink is besides when its receiver itself remembers how far it has come."""
+
+    def resume(self, timeout_s: float) -> dict[str, int] | None:
+        """For each instance of the buffer file the newest block that the receiver has; None: not yet known.
+
+        To be asked before the first batch and after each `reset`; nothing may be sent before it has told.
+
+        Raises: Refused when the receiver does not keep progress; Retry; Fatal.
+        """
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A token whose batch ends at a place in the buffer, for sinks that are `Tracking`."""
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """Instance and number of the block."""

@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,20 @@ class Reader:
                 self.fault = f"{stream}.db: {error}"  # the agent, its writer, sees the same and recovers the file
                 self._drop(stream)
                 return []
+
+    def numbers_after(self, stream: str, places: Sequence[Position]) -> list[int] | None:
+        """For each place the number of the first block behind it, 0 when the file does not know its instance.
+
+        None when the file cannot be asked at the moment, because it is not there yet or is being recovered.
+        """
+        with self._lock:
+            try:
+                source = self._source(stream)
+                return None if source is None else [source.number_after(place) for place in places]
+            except (sqlite3.Error, OSError) as error:
+                self.fault = f"{stream}.db: {error}"
+                self._drop(stream)
+                return None
 
     def stats(self, after: Mapping[str, Position | None] | None = None) -> dict[str, dict[str, Any]]:
         """Backlog of each stream behind its mark: `blocks`, `records`, and `exact`.
