@@ -6,8 +6,8 @@ The acknowledgement decides:
 
     success, also without a subscriber         accepted
     quota, identifier in use, any other        kept, to be sent again after a while
-    implementation specific, unspecified       kept; refused the fifth time it is dropped, because brokers also say so
-                                               of a message that is too large
+    implementation specific, unspecified, or   kept; refused the fifth time it is dropped, because brokers also say so
+    one that cannot be read                    of a message that is too large
     payload format, packet too large           dropped, also before sending when the broker has told its limit
     not authorised, topic name                 kept until a person has changed something
 
@@ -42,7 +42,9 @@ ERROR_TRIES = 5  # times that a message with an unspecific refusal is sent befor
 _CONNECT_S = 5.0  # for the connection, for the handshake and for the broker's CONNACK, each
 _FAREWELL_S = 1.0  # for the acknowledgement of the last "offline"
 _FIXED = 1 + 4 + 2 + 2 + 4  # bytes of a PUBLISH beside topic, properties and payload, at most
+_REFUSED_KEPT = 1000  # of which a batch that is sent again may still hold some
 _NO_SUBSCRIBERS = 0x10
+_PROTOCOL_ERROR = 0x82
 _FAILURE = 0x80  # reason codes from here on are refusals
 _UNSPECIFIC = frozenset({0x80, 0x83})  # unspecified, implementation specific
 _DROP = frozenset({0x95, 0x99})  # packet too large, payload format invalid
@@ -130,14 +132,14 @@ class _Batch:
 
 
 class _Words(logging.Handler):
-    """The library's last complaint: it tells why a connection was lost only in its log."""
+    """The library's first complaint about a connection: it tells why that was lost only in its log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.last = ""
+        self.first = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = record.getMessage()
+        self.first = self.first or record.getMessage()
 
 
 _Waiting = tuple[_Batch, Message]
@@ -166,7 +168,9 @@ class MqttSink:
         self._flight: dict[int, _Waiting] = {}  # by packet identifier
         self._own: set[int] = set()  # packet identifiers of the gateway's state
         self._finished: list[_Batch] = []
-        self._errors: dict[str, int] = {}  # unspecific refusals by dedup; survives `reset`
+        # What the broker has said of single messages survives `reset`, because more than one may be at fault.
+        self._errors: dict[str, int] = {}  # unspecific refusals by dedup
+        self._refused: dict[str, str] = {}  # why no more tries, by dedup
 
     def begin(self, token: object, messages: Sequence[Message]) -> None:
         """Takes a batch; its verdict comes out of `settle`."""
@@ -253,7 +257,7 @@ class MqttSink:
             client.tls_set_context(self._given.context)
         if table.username:
             client.username_pw_set(table.username, self._given.password or None)
-        self._words.last = ""
+        self._words.first = ""
         logger = logging.Logger("paho", logging.WARNING)
         logger.addHandler(self._words)
         client.enable_logger(logger)
@@ -318,10 +322,18 @@ class MqttSink:
     def _on_disconnect(self, _: Client, __: object, flags: Any, reason: Any, ___: object) -> None:
         if self._lost is not None:
             return
+        if reason.value == _PROTOCOL_ERROR and not flags.is_disconnect_packet_from_server and self._flight:
+            # Acknowledgements come in the order of the messages, so it is the oldest whose own could not be read;
+            # mosquitto 2.0 uses a code there that the specification has not: packet too large.
+            oldest = next(iter(self._flight.values()))[1]
+            self._count(oldest, "an acknowledgement that is none")
         if flags.is_disconnect_packet_from_server:
             self._lose(self._judge(reason, "connection ended by the broker"))
-        elif not self._up and "alert" in self._words.last.lower():
-            self._lose(self._of_tls(self._words.last))
+        elif not self._up and "alert" in self._words.first.lower():
+            self._lose(self._of_tls(self._words.first))
+        elif not self._up and self._given.context is not None:  # the alert is often lost with the connection
+            why = "the broker hung up on CONNECT; it may not accept the gateway's certificate, or want one"
+            self._lose(Retry(f"{self._peer}: {why}"))
         else:
             self._lose(Retry(f"{self._peer}: the connection was lost"))
 
@@ -357,7 +369,9 @@ class MqttSink:
                 continue
             batch, message = queue.popleft()
             topic, properties = self._topic(message), _properties(message)
-            if self._largest is not None and _size(topic, message) > self._largest:
+            if message.dedup in self._refused:
+                self._reject(batch, message, self._refused[message.dedup])
+            elif self._largest is not None and _size(topic, message) > self._largest:
                 self._reject(batch, message, f"larger than the {self._largest} bytes that {self._peer} takes")
             else:
                 sent = client.publish(topic, message.value, qos=1, properties=properties)
@@ -398,13 +412,22 @@ class MqttSink:
             self._close(batch)
         elif code in _DROP:
             self._reject(batch, message, f"refused by {self._peer} ({reason})")
-        elif code in _UNSPECIFIC and self._errors.get(message.dedup, 0) + 1 >= ERROR_TRIES:
-            self._reject(batch, message, f"refused by {self._peer} ({reason}, {ERROR_TRIES} times)")
+        elif code in _UNSPECIFIC and self._count(message, str(reason)):
+            self._reject(batch, message, self._refused[message.dedup])
         else:
-            if code in _UNSPECIFIC:
-                self._errors[message.dedup] = self._errors.get(message.dedup, 0) + 1
             self._ready.clear()  # nothing more may overtake it
             self._keep(batch, self._judge(reason, self._topic(message)))
+
+    def _count(self, message: Message, what: str) -> bool:
+        """Notes one more unspecific refusal; whether there will be no more tries."""
+        tries = self._errors[message.dedup] = self._errors.get(message.dedup, 0) + 1
+        if tries < ERROR_TRIES:
+            return False
+        del self._errors[message.dedup]
+        self._refused[message.dedup] = f"refused by {self._peer} ({what}, {tries} times)"
+        if len(self._refused) > _REFUSED_KEPT:
+            del self._refused[next(iter(self._refused))]
+        return True
 
     def _keep(self, batch: _Batch, trouble: Retry | Fatal) -> None:
         if batch.keep is None:
