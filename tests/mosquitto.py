@@ -66,7 +66,7 @@ class Mosquitto:
         (self.folder / "mosquitto.conf").write_text(
             f"user {getpass.getuser()}\nper_listener_settings true\npersistence true\n"
             f"persistence_location {self.folder}/\nlog_dest stderr\nlog_type all\nautosave_interval 1\n{more}"
-            "autosave_on_changes false\n"
+            "autosave_on_changes false\nmax_queued_messages 0\n"  # a subscriber that is away misses nothing
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\n"
             f"listener {self.tls_port} 127.0.0.1\nallow_anonymous false\npassword_file {self.folder}/passwords\n{tls}"
             f"listener {self.mtls_port} 127.0.0.1\nallow_anonymous true\nrequire_certificate true\n{tls}"

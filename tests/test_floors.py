@@ -21,6 +21,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "zstandard": ("edge_agent/buffer/seal.py",),
     "sqlite_utils": ("edge_agent/buffer/",),
     "sqlite3": ("edge_agent/buffer/", "edge_agent/alarm_log/"),
+    "paho": ("cloud_sync/sinks/mqtt.py",),
     "confluent_kafka": ("cloud_sync/sinks/kafka", "cloud_sync/embedded.py"),
     "fastavro": ("cloud_sync/avro.py",),
     "httpx": ("cloud_sync/registry.py", "cloud_sync/sinks/rest.py"),
