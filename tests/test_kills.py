@@ -1,8 +1,9 @@
-"""kill -9 of agent and forwarder at random moments, against the real Kafka: nothing acknowledged is missing.
+"""kill -9 of agent and forwarder, and of the broker, at random moments: nothing acknowledged is missing, nothing twice.
 
-The sender counts a message as acknowledged when the agent's AA has come. Kill moments are drawn in acknowledged
-messages and delivered records, not in seconds, so that they fall into the middle of the work on any machine.
-KILLS in the environment makes the run longer.
+The topics are read as a read_committed consumer does. The sender counts a message as acknowledged when the agent's AA
+has come. Kill moments are drawn in acknowledged messages, not in seconds, so that they fall into the middle of the work
+on any machine. KILLS in the environment makes the run longer, TORTURE_RESULT names a file that gets its figures (`make
+torture`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,16 @@ from kafka_broker import Broker
 
 from bench.gateway import Gateway
 from bench.messages import START, frame
-from cloud_sync.embedded import Arrivals
+from cloud_sync.embedded import Arrival, Arrivals
+from cloud_sync.encode import TOPICS
 
-KILLS = int(os.environ.get("KILLS", "50"))
+KILLS = int(os.environ.get("KILLS", "40"))
 BEDS = 2
 TERMS = 10
 DEADLINE_S = 60.0
+OUTAGE_EVERY = 20  # kills, from one outage of the broker to the next
+BACKLOG = 1_500  # messages of each bed that wait when the forwarder starts for the last time
+EPISODE = 40  # messages of a bed from one alarm to the next
 
 
 class Sender(threading.Thread):
@@ -51,7 +57,7 @@ class Sender(threading.Thread):
     def _converse(self, connection: socket.socket) -> None:
         while not self.stop.is_set():
             number = self.acknowledged
-            connection.sendall(frame(number, self.bed))
+            connection.sendall(frame(number, self.bed, 80.0 if number % EPISODE > EPISODE - 3 else 97.0))
             reply = b""
             while not reply.endswith(b"\x1c\r"):
                 data = connection.recv(4096)
@@ -70,68 +76,116 @@ class Sender(threading.Thread):
             )
 
 
-def delivered(gateway: Gateway) -> int:
-    try:
-        status = json.loads((gateway.data_dir / "cloud-sync" / "status.json").read_bytes())
-    except (OSError, ValueError):
-        return 0
-    return int(status["forwarded"]["data"])
-
-
-def test_nothing_acknowledged_is_missing_after_kills(kafka: Broker) -> None:
+@pytest.mark.timeout(300 + 10 * KILLS)
+def test_nothing_acknowledged_is_missing_or_twice_after_kills(own_kafka: Broker) -> None:
     chance = random.Random(20260101)
     prefix = f"kills-{uuid.uuid4().hex[:8]}"
-    with Gateway(beds=BEDS, broker=kafka.bootstrap, topic_prefix=prefix) as gateway:
+    began = time.monotonic()
+    own_kafka.start()
+    for name in TOPICS:
+        own_kafka.create(f"{prefix}.{name}", message_timestamp_type="LogAppendTime")
+    with Gateway(beds=BEDS, broker=own_kafka.bootstrap, topic_prefix=prefix) as gateway:
         senders = [Sender(gateway.port, bed) for bed in range(BEDS)]
         for sender in senders:
             sender.start()
-        killed = dict.fromkeys(("edge-agent", "cloud-sync"), 0)
-        for _ in range(KILLS):
+        killed = dict.fromkeys(("edge-agent", "cloud-sync", "broker"), 0)
+        for number in range(KILLS):
             sender = chance.choice(senders)
             sender.wait_for(sender.acknowledged + chance.randrange(1, 120))
-            victim = chance.choice(list(killed))
+            if number % OUTAGE_EVERY == OUTAGE_EVERY // 2:
+                own_kafka.kill()
+                killed["broker"] += 1
+            victim = chance.choice(("edge-agent", "cloud-sync"))
             gateway.kill(victim)
             killed[victim] += 1
             gateway.start(victim)
+            if number % OUTAGE_EVERY == OUTAGE_EVERY // 2 + 2:
+                own_kafka.start()
+        if killed["broker"] and (KILLS - 1) % OUTAGE_EVERY in (OUTAGE_EVERY // 2, OUTAGE_EVERY // 2 + 1):
+            own_kafka.start()
+        gateway.kill("cloud-sync")
+        waiting_from = [sender.acknowledged for sender in senders]
         for sender in senders:
-            sender.wait_for(sender.acknowledged + 1)
+            sender.wait_for(sender.acknowledged + BACKLOG)
             sender.stop.set()
         for sender in senders:
             sender.join(DEADLINE_S)
-        assert min(killed.values()) >= KILLS // 4, f"kills were meant for both processes: {killed}"
-        wanted = {(f"B{sender.bed}", number) for sender in senders for number in range(sender.acknowledged)}
-        assert len(wanted) > KILLS
-        check(kafka.bootstrap, prefix, wanted)
+        gateway.start("cloud-sync")
+        assert min(killed["edge-agent"], killed["cloud-sync"]) >= KILLS // 4, f"kills for both processes: {killed}"
+        found = Found({(f"B{sender.bed}", number) for sender in senders for number in range(sender.acknowledged)})
+        assert len(found.left) > KILLS
+        found.read(own_kafka.bootstrap, prefix)
+        found.check({f"B{bed}": number for bed, number in enumerate(waiting_from)})
+    found.tell(killed, sum(sender.acknowledged for sender in senders), time.monotonic() - began)
 
 
-def check(bootstrap: str, prefix: str, wanted: set[tuple[str, int]]) -> None:
-    """Every wanted message's numerics are in the topic, each with the value that was sent."""
-    left = dict.fromkeys(wanted, TERMS)
-    seen: set[str] = set()
-    order: dict[str, int] = {}
-    arrivals = Arrivals(bootstrap, prefix)
-    end = time.monotonic() + DEADLINE_S
-    try:
-        while left and time.monotonic() < end:
-            for arrival in arrivals.poll(0.5):
-                message = json.loads(arrival.value)
-                record, bed, dedup = message["record"], message["bed"], arrival.headers["dedup"]
-                if record["item"] != "observation" or dedup in seen:
-                    continue
-                seen.add(dedup)
-                number = round(_seconds(record["device_time"]))
-                if record["term"] == "heart_rate":
-                    assert record["value"] == 70 + number % 30
-                    assert number >= order.get(bed, 0), "an older message after a newer one"
-                    order[bed] = number
-                key = (bed, number)
-                if key in left:
-                    left[key] -= 1
-                    if left[key] <= 0:
-                        del left[key]
-    finally:
-        arrivals.close()
-    assert not left, f"{len(left)} acknowledged messages are missing or incomplete, for example {sorted(left)[:3]}"
+class Found:
+    """What a read_committed consumer sees of the topics."""
+
+    def __init__(self, wanted: set[tuple[str, int]]) -> None:
+        self.left = dict.fromkeys(wanted, TERMS)  # observations of a message that are not yet seen
+        self.times: Counter[str] = Counter()
+        self.data: list[tuple[str, int, int]] = []  # bed, message, time of arrival
+        self.alerts: list[int] = []  # times of arrival
+
+    def read(self, bootstrap: str, prefix: str) -> None:
+        arrivals = Arrivals(bootstrap, prefix)
+        end = time.monotonic() + DEADLINE_S + KILLS
+        try:
+            while self.left and time.monotonic() < end:
+                self._take(arrivals.poll(0.5))
+            while more := arrivals.poll(1.0):  # what comes twice comes late
+                self._take(more)
+        finally:
+            arrivals.close()
+
+    def _take(self, arrived: list[Arrival]) -> None:
+        for arrival in arrived:
+            self.times[arrival.headers["dedup"]] += 1
+            if arrival.topic.endswith(".alerts"):
+                self.alerts.append(arrival.timestamp_ms)
+            if arrival.headers["schema"] != "observation":
+                continue
+            message = json.loads(arrival.value)
+            record, bed = message["record"], message["bed"]
+            number = round(_seconds(record["device_time"]))
+            if record["term"] == "heart_rate":
+                assert record["value"] == 70 + number % 30
+                self.data.append((bed, number, arrival.timestamp_ms))
+            key = (bed, number)
+            if key in self.left:
+                self.left[key] -= 1
+                if self.left[key] <= 0:
+                    del self.left[key]
+
+    def check(self, waiting_from: dict[str, int]) -> None:
+        some = sorted(self.left)[:3]
+        assert not self.left, f"{len(self.left)} acknowledged messages are missing or incomplete, for example {some}"
+        twice = [identity for identity, often in self.times.items() if often > 1]
+        assert not twice, f"{len(twice)} records came twice, for example {twice[:3]}"
+        order: dict[str, int] = {}
+        for bed, number, _ in self.data:
+            assert number >= order.get(bed, 0), "an older message after a newer one"
+            order[bed] = number
+        assert self.alerts, "there was no alarm: the test does not test"
+        backlog = [at for bed, number, at in self.data if number >= waiting_from[bed]]
+        ahead = sum(at <= max(self.alerts) for at in backlog)
+        assert ahead < len(backlog) * 3 // 4, f"{ahead} of {len(backlog)} messages came before the newest alarm"
+
+    def tell(self, killed: dict[str, int], acknowledged: int, seconds: float) -> None:
+        """The figures for the table of `make torture`."""
+        path = os.environ.get("TORTURE_RESULT")
+        if path:
+            figures = {
+                "kills": killed,
+                "acknowledged": acknowledged,
+                "records": len(self.times),
+                "alerts": len(self.alerts),
+                "missing": len(self.left),
+                "twice": sum(often > 1 for often in self.times.values()),
+                "seconds": round(seconds),
+            }
+            Path(path).write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _seconds(device_time: str) -> float:
