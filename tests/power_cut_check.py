@@ -23,7 +23,7 @@ from buffer_rig import FakeClock, alert, numeric
 
 from edge_agent import buffer, config
 from edge_agent.alarm_log import FILE, AlarmLog, chain, reader
-from edge_agent.buffer import admin, files, keys, marks
+from edge_agent.buffer import admin, files, keys, marks, rewrap
 from edge_agent.buffer.store import DAY_NS
 from edge_agent.records import Gap
 
@@ -38,6 +38,7 @@ class Spoilt:
 
     number: int  # of the block or entry that it hits
     digest: str  # of the whole file afterwards
+    around: bytes  # what stands there afterwards
     logged: int  # stamp of the newest alarm log entry before
     durable: bool = False
     mended: bool = False
@@ -71,6 +72,8 @@ class Promises:
     keys: dict[str, str] = field(default_factory=dict)
     spoilt: dict[str, Spoilt] = field(default_factory=dict)
     boot: bytes = b"Z" * 16
+    kek: bytes = b""  # the key-encryption key that is configured
+    rotating: bytes = b""  # and the one that is to take its place
 
     def hear(self, word: dict[str, Any]) -> None:
         """Takes in one note of the victim."""
@@ -99,10 +102,15 @@ class Promises:
                 self.stored[key] = value
             case {"key": [name, content]}:
                 self.keys[name] = content
-            case {"spoiling": [name, number], "digest": digest}:
-                self.spoilt[name] = Spoilt(number, digest, self.logging[-1])
+                self.kek = self.kek or bytes.fromhex(content)
+            case {"spoiling": [name, number], "digest": digest, "around": around}:
+                self.spoilt[name] = Spoilt(number, digest, bytes.fromhex(around), self.logging[-1])
                 if name == FILE:  # its settings lie in quarantine with it
                     self.stored.clear()
+            case {"rotating": kek}:
+                self.rotating = bytes.fromhex(kek)
+            case {"rotated": kek}:
+                self.kek = bytes.fromhex(kek)
             case {"spoilt": [name]}:
                 self.spoilt[name].durable = True
             case {"mended": name}:
@@ -116,14 +124,13 @@ class Course:
     lines: list[power_cut_replay.Line]
     places: dict[int, Place]  # by stamp
     kept_from: int  # the oldest entry that retention has left in the alarm log
-    kek: bytes
 
     @classmethod
     def of(cls, log: Path) -> Course:
         """Reads a log."""
         lines = power_cut_replay.read_log(log)
         places: dict[int, Place] = {}
-        kept_from, kek = 0, b""
+        kept_from = 0
         for line in lines:
             if line.op != "N":
                 continue
@@ -133,9 +140,7 @@ class Course:
                         places.setdefault(stamp, Place(stream, instance, number, sequence, priority))
                 case {"kept_from": stamp}:
                     kept_from = stamp
-                case {"key": ["kek", content]}:
-                    kek = bytes.fromhex(content)
-        return cls(lines, places, kept_from, kek)
+        return cls(lines, places, kept_from)
 
 
 def plan(log: Path, below: str, drawn: int, seed: int) -> list[tuple[int, str]]:
@@ -148,6 +153,7 @@ def plan(log: Path, below: str, drawn: int, seed: int) -> list[tuple[int, str]]:
     named = {index for index in changes if lines[index].op in "CKRUL"}
     chosen = set(random.Random(seed).sample(changes, min(drawn, len(changes))))
     chosen |= named | {index - 1 for index in named if index}
+    chosen -= set(_aside(lines))
     disk, seen, promised = power_cut_replay.Disk(below), set(), 0
     out: list[tuple[int, str]] = []
     for index, line in enumerate(lines):
@@ -161,6 +167,16 @@ def plan(log: Path, below: str, drawn: int, seed: int) -> list[tuple[int, str]]:
                 seen.add(state)
                 out.append((index, model))
     return out
+
+
+def _aside(lines: Sequence[power_cut_replay.Line]) -> Iterator[int]:
+    """The lines at which the victim does what no production code does."""
+    aside = False
+    for index, line in enumerate(lines):
+        if line.op == "N" and b'"aside"' in line.data:
+            aside = json.loads(line.data)["aside"]
+        elif aside:
+            yield index
 
 
 def chance(seed: int, index: int, model: str) -> random.Random:
@@ -179,6 +195,7 @@ class Check:
         self.folder, self.course, self.promises = folder, course, promises
         self.wrong: dict[str, list[str]] = {}
         self.lost: list[int] = []
+        self._kek, self._again = b"", not same_boot
         self._clock = FakeClock()
         self._clock.utc_step_ns = 3 * DAY_NS
         self._clock.boot_id = promises.boot if same_boot else b"Z" * 16
@@ -187,6 +204,7 @@ class Check:
         """Checks everything."""
         self._keys()
         self._marks()
+        self._kek = self._rotation()
         self._buffer()
         self._log()
         self._quarantine()
@@ -218,6 +236,17 @@ class Check:
             if not self.promises.marked.get(stream, -1) <= number <= self.promises.marking.get(stream, -1):
                 self._say("mark", f"{stream}: {number}, reported {self.promises.marked.get(stream)}")
 
+    def _rotation(self) -> bytes:
+        """The key to start with: an interrupted rotation is run again, or finished by an agent that has the new key."""
+        old, new = self.promises.kek or bytes(range(32)), self.promises.rotating
+        if not new or old == new:
+            return old
+        if self._again:
+            rewrap.rotate(self.folder, old, new)
+            return new
+        begun = rewrap.read_note(self.folder) is not None or rewrap.under(self.folder, keys.fingerprint(new))
+        return new if begun else old
+
     def _expected_fault(self, kind: str) -> bool:
         name = {"buffer corrupt": "data.db", "log corrupt": FILE}.get(kind, "")
         spoilt = self.promises.spoilt.get(name)
@@ -233,20 +262,20 @@ class Check:
         settings = config.Buffer(commit_ms=1, quota_mb=64, max_age_h=10**6)
         done = threading.Event()
         held = buffer.Buffer(
-            self.folder, self.course.kek, "gw-1", settings, clock=self._clock, on_fault=self._on_fault,
+            self.folder, self._kek, "gw-1", settings, clock=self._clock, on_fault=self._on_fault,
             on_committed=lambda ticket: done.set() if ticket >= 1 else None,
         )  # fmt: skip
         held.append([numeric(1.0, at_ns=AFTER_CUT), alert(AFTER_CUT + 1)], wanted_soon=True)
         if not held.wait_ready(PATIENCE_S) or not done.wait(PATIENCE_S):
             self._say("start", "the buffer takes no record")
         held.close(PATIENCE_S)
-        report = admin.verify(self.folder, self.course.kek)
+        report = admin.verify(self.folder, self._kek)
         if not report["ok"]:
             self._say("tag", json.dumps(report["streams"]))
         self._compare(list(self._blocks()))
 
     def _blocks(self) -> Iterator[buffer.Block]:
-        reading = buffer.Reader(self.folder, self.course.kek)
+        reading = buffer.Reader(self.folder, self._kek)
         for stream in buffer.STREAMS:
             place: buffer.Position | None = None
             while blocks := reading.read(stream, place):
@@ -298,7 +327,7 @@ class Check:
     def _log(self) -> None:
         path = self.folder / FILE
         log = AlarmLog(
-            path, self.course.kek, run_id="after", on_fault=self._on_fault, log_mb=64, clock=self._clock
+            path, self._kek, run_id="after", on_fault=self._on_fault, log_mb=64, clock=self._clock
         )  # fmt: skip
         log.append("ICU-3", "", event("after the cut", at_ns=AFTER_CUT))
         if not log.wait_ready(PATIENCE_S) or not log.flush(PATIENCE_S):
@@ -307,7 +336,7 @@ class Check:
         settings = {key: value.decode() for key, value in log.settings().items()}
         log.close(PATIENCE_S)
         try:
-            with reader.snapshot(path, self.course.kek) as snapshot:
+            with reader.snapshot(path, self._kek) as snapshot:
                 entries = [entry for entry, _ in snapshot.entries()]
                 dropped = snapshot.head.after
         except (chain.Broken, reader.Unreadable) as error:
@@ -337,11 +366,12 @@ class Check:
             self._say("active", f"{sorted(on)} and {sorted(active)}")
 
     def _quarantine(self) -> None:
-        """What was damaged on purpose is kept as it was, before and after."""
+        """What was damaged on purpose is kept: the alarm log as it was, data.db with its log, perhaps written back."""
         for name, spoilt in self.promises.spoilt.items():
             root = (self.folder if name == FILE else files.database(self.folder, "data").parent) / "quarantine"
-            kept = [hashlib.sha256(path.read_bytes()).hexdigest() for path in root.glob(f"*/{name}")]
-            if spoilt.durable and spoilt.digest not in kept:
+            kept = [path.read_bytes() for path in root.glob(f"*/{name}")]
+            same = any(hashlib.sha256(content).hexdigest() == spoilt.digest for content in kept)
+            if spoilt.durable and not same and (name == FILE or not any(spoilt.around in each for each in kept)):
                 self._say("quarantine", f"{name} is not kept; there are {len(kept)}")
 
 

@@ -16,7 +16,6 @@ import random
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from buffer_rig import FakeClock, alert, numeric
 from edge_agent import buffer, config
 from edge_agent.alarm_log import FILE, AlarmLog, reader
 from edge_agent.alarm_log import store as log_store
-from edge_agent.buffer import files, keys, store, writer
+from edge_agent.buffer import files, keys, rewrap, store, writer
 from edge_agent.buffer.store import DAY_NS
 from edge_agent.records import Entry, Gap, Waveform
 
@@ -178,18 +177,40 @@ class Victim:
         note(key=[name, kek.hex()])
         return kek
 
-    def spoil(self, path: Path, number: int, find: Callable[[sqlite3.Connection], bytes]) -> None:
-        """Flips sixteen bytes inside what `find` gives, as a card that forgets would."""
-        _real_sync_folder(
-            path.parent
-        )  # it happens later: until then an old write-ahead log might come back and heal it
+    def stop_hard(self, path: Path) -> None:
+        """Stops, and puts a database and its write-ahead log back as they were before: nobody had closed them.
+
+        The cuts between are left out, as these are no steps of the production code.
+        """
+        wal = files.beside(path, "-wal")
+        held = {name: name.read_bytes() for name in (path, wal)}
+        self.stop()
+        assert held[wal], "the write-ahead log was meant to be needed"
+        assert len(path.read_bytes()) > len(held[path])
+        note(aside=True)
+        for name, content in held.items():
+            name.write_bytes(content)
+            files.sync_file(name)
+        _real_sync_folder(path.parent)
+        note(aside=False)
+
+    def spoil(self, path: Path, table: str) -> None:
+        """Flips sixteen bytes inside a new blob of a table, as a card that forgets would."""
+        _real_sync_folder(path.parent)  # it happens later, when no old log can come back and heal it
+        wal = files.beside(path, "-wal")
+        whole, log = path.read_bytes(), wal.read_bytes() if wal.exists() else b""
         with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as connection:
-            wanted = find(connection)[40:80]
-        whole = path.read_bytes()
+            rows = connection.execute(f"SELECT number, blob FROM {table} ORDER BY number DESC").fetchall()
+        number, wanted = next(
+            (number, blob[-60:-20])
+            for number, blob in rows[2:]
+            if blob[-60:-20] in whole and blob[-60:-20] not in log  # which would heal it
+        )
         at = whole.index(wanted)
         flipped = bytes(byte ^ 0xFF for byte in wanted[:16])
         spoilt = whole[:at] + flipped + whole[at + 16 :]
-        note(spoiling=[path.name, number], digest=hashlib.sha256(spoilt).hexdigest())
+        around = spoilt[at : at + 40].hex()
+        note(spoiling=[path.name, number], digest=hashlib.sha256(spoilt).hexdigest(), around=around)
         descriptor = os.open(path, os.O_RDWR)
         os.pwrite(descriptor, flipped, at)
         os.fsync(descriptor)
@@ -239,15 +260,14 @@ def main() -> None:
             note(logged=victim.stamp)
     for number in range(26, 30):
         victim.round(number)
-    victim.stop()
+    data = files.database(folder, "data")
+    victim.stop_hard(data)
     with reader.snapshot(folder / FILE, victim.kek) as found:
         assert found.head.after, "the alarm log was meant to fill"
         kept = next(entry.alarm.at_ns for entry, _ in found.entries() if entry.alarm is not None)
     note(kept_from=kept)
 
-    data = files.database(folder, "data")
-    (victim_number,) = _one(data, "SELECT max(number) - 3 FROM blocks")
-    victim.spoil(data, victim_number, lambda opened: _blob(opened, "blocks", victim_number))
+    victim.spoil(data, "blocks")
     victim.start(b"D")  # data.db is put aside and what can be read is saved
     note(mended=data.name)
     for number in range(30, 34):
@@ -258,8 +278,7 @@ def main() -> None:
     victim.stop()
 
     log = folder / FILE
-    (entry,) = _one(log, "SELECT max(number) - 2 FROM entries")
-    victim.spoil(log, entry, lambda opened: _blob(opened, "entries", entry))
+    victim.spoil(log, "entries")
     victim.start(b"E")  # the alarm log is put aside and a new one begins
     note(mended=log.name)
     for number in range(34, 42):
@@ -269,17 +288,17 @@ def main() -> None:
     victim.mark("alerts")
     victim.buffer.prune(DEADLINE_S)
     victim.stop()
-    victim.make_key("third-kek")
 
-
-def _one(path: Path, query: str) -> Any:
-    with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as connection:
-        return connection.execute(query).fetchone()
-
-
-def _blob(connection: sqlite3.Connection, table: str, number: int) -> bytes:
-    found = connection.execute(f"SELECT blob FROM {table} WHERE number = ?", (number,)).fetchone()
-    return bytes(found[0])
+    new = victim.make_key("third-kek")
+    note(rotating=new.hex())
+    rewrap.rotate(folder, victim.kek, new)
+    note(rotated=new.hex())
+    victim.kek = new
+    victim.start(b"F")
+    for number in range(42, 45):
+        victim.round(number)
+    victim.mark("data")
+    victim.stop()
 
 
 def _weaken(level: str) -> None:

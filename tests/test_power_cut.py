@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 STATES = 1500
 SEED = 4
 _PROCESSES = 4  # a check waits for commits as long as it computes
-_DRAWN = 500  # places by lot; with those around every change of names they give some 1,800 states
-_CONTROL_SHARE = 8  # of the states of a control
+_DRAWN = 400  # places by lot; with those around every change of names they give some 1,800 states
+_CONTROL_SHARE = 10  # of the states of a control
 _PATIENCE_S = 280
 
 
