@@ -94,7 +94,7 @@ class Encoder:
         self._gateway = gateway
         identities = identities or Identities()
         self.identifiers = identities.told  # what becomes of them, in words
-        self._leaving = identities.entry
+        self._leaving = identities.leaving
         self._encode = msgspec.json.Encoder().encode
         self._second, self._second_text = -1, ""
 
@@ -103,9 +103,8 @@ class Encoder:
         out: list[Message] = []
         gateway = block.gateway or self._gateway  # a block that could not be opened does not tell
         identity = f"{gateway}/{block.instance}/"
-        leaving, encoded = self._leaving, self._value
-        for sequence, sealed in enumerate(block.entries, block.first):
-            entry = leaving(sealed)
+        encoded = self._value
+        for sequence, entry in enumerate(self._leaving(block.entries), block.first):
             kind = type(entry.record)
             schema = SCHEMA_OF[kind]
             value = encoded(schema, gateway, block, sequence, entry)

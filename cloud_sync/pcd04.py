@@ -266,7 +266,7 @@ class AlertEncoder:
         identities: Identities | None = None,
     ) -> None:
         """`locations`: the configured HL7 location of each bed that has one; without `identities` none is sent."""
-        self._leaving = (identities or Identities()).entry
+        self._leaving = (identities or Identities()).leaving
         self._gateway, self._locations, self._clock = gateway, locations, clock or Clock()
         self._sender = Sender(settings.application, settings.facility, settings.receiver, settings.receiver_facility)
         self._technical = settings.technical
@@ -275,8 +275,7 @@ class AlertEncoder:
         """One message for each alarm event of the block that concerns an alert manager, in order."""
         out: list[Message] = []
         gateway, sent_ns = block.gateway or self._gateway, self._clock.utc_ns()
-        for sequence, sealed in enumerate(block.entries, block.first):
-            entry = self._leaving(sealed)
+        for sequence, entry in enumerate(self._leaving(block.entries), block.first):
             event = entry.record
             if not isinstance(event, records.AlarmEvent) or not event.alert_id:
                 continue

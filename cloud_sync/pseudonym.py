@@ -7,9 +7,9 @@ the last is used, and the id in front says which key made a pseudonym, so that b
 apart and joined by whoever holds the file (`every`). Without a key identifiers are left out: a key that could be
 guessed would be worse than none.
 
-`entry` is the one gate: every encoder sends what comes out of it, never the sealed entry itself. Beside the fields
+`leaving` is the one gate: every encoder sends what comes out of it, never the sealed entry itself. Beside the fields
 that hold an identifier it goes through the free texts, because a device may repeat the identifier in an alarm's text
-or name, and replaces what it knows: the identifiers of the record and those that were lately seen.
+or name, and replaces what it knows: the identifiers of all records of the block and those that were lately seen.
 
 Source: RFC 2104, RFC 4231 (HMAC-SHA256); RFC 4648 section 6 (base32).
 """
@@ -22,6 +22,7 @@ import hmac
 import re
 import stat
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -142,8 +143,18 @@ class Identities:
         """The pseudonym of an identifier under each key, by the key's name: what joins both sides of a rotation."""
         return {key.name: key.pseudonym(identifier) for key in self._keys}
 
+    def leaving(self, entries: Sequence[records.Entry]) -> list[records.Entry]:
+        """The entries of a block as they may leave the gateway."""
+        if self._clear:
+            return list(entries)
+        for entry in entries:  # first all, because an alarm stands before the device's message that caused it
+            self.name(entry.patient)
+            for field in _IDENTIFIERS.get(type(entry.record), ()):
+                self.name(getattr(entry.record, field))
+        return [self.entry(entry) for entry in entries]
+
     def entry(self, entry: records.Entry) -> records.Entry:
-        """The entry as it may leave the gateway."""
+        """One entry as it may leave the gateway."""
         if self._clear:
             return entry
         patient, record = self.name(entry.patient), entry.record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import hl7
 import pytest
 from buffer_rig import KEK, FakeClock, Rig
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cloud_sync import pcd04
@@ -126,6 +127,9 @@ def test_a_message_read_back_says_what_went_in(
     watched: Watched, event: str, state: str, kind: str, priority: str, paused: str, alert_id: str, text: str,
     source: str, patient: str, bed: str, at_ns: int,
 ) -> None:  # fmt: skip
+    named = one_line(patient)
+    said = f"{text}\n{one_line(text)}\n{source}\n{one_line(source)}\n{alert_id}^gw-1"
+    assume(len(named) < 4 or not re.search(re.escape(named), said, re.IGNORECASE))  # the driver takes that out
     sent = alarm_event(
         watched, event=event, state=state, kind=kind, priority=priority, inactivation=paused, alert_id=alert_id,
         text=text, source=source, detail=text, operator=source,

@@ -220,3 +220,19 @@ def test_philips_alarm_texts(grade: str, priority: str, level: str, kind: str) -
 def test_a_philips_alarm_text_that_is_taken_back_ends_the_alarm() -> None:
     items = decode(vitals(obx("2^Yellow Alarm^MDIL-ALERT", "HR High, HR=131", kind="TX", status="X")))
     assert [(found.phase, found.alert_id) for found in alarms(items)] == [("end", "MDIL-ALERT:HR High")]
+
+
+@pytest.mark.parametrize(("sent", "read"), [("MRN-4711", "MRN-4711"), ("M\\T\\4711", "M&4711"), ("Ä-4711", "Ä-4711")])
+def test_an_alarm_s_text_and_name_do_not_repeat_the_patient(sent: str, read: str) -> None:
+    header = msh("ORU^R40^ORU_R40", "C1", "AL", "NE", "UNICODE UTF-8")
+    texts = rows(**{**FULL, "source": f"pump {read.lower()}"}, text=f"{sent}: line of {read.lower()} is blocked")
+    order = f"OBR|1||{sent}.9^SRC|196616^MDC_EVT_ALARM^MDC|||20250401101500"
+    (found,) = alarms(decode(framed(message(f"PID|||{sent}", "PV1||I|ICU^^3", order, EVENT, *texts, header=header))))
+    assert (found.text, found.source) == ("[patient]: line of [patient] is blocked", "pump [patient]")
+    assert (found.alert_id, found.subject) == ("[patient].9^SRC", sent)
+    grade = obx("2^Yellow Alarm^MDIL-ALERT", f"P1: SpO2 of {read} 81", kind="TX", status="F")
+    plain = message(f"PID|||{sent}", "OBR|1", grade, header=msh(charset="UNICODE UTF-8"))
+    (found,) = alarms(decode(framed(plain)))
+    assert (found.text, found.alert_id) == ("P1: SpO2 of [patient] 81", "MDIL-ALERT:P1: SpO2 of [patient] 81")
+    (found,) = alarms(decode(vitals(grade)))
+    assert found.text == f"P1: SpO2 of {read} 81", "P1: an identifier so short would be found in every number"

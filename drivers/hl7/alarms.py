@@ -5,16 +5,21 @@ numbers and order differ between generations of senders. The row whose identifie
 OBX-8 gives priority and type where their rows are missing. MDC_EVT_ACTIVE is no alarm: it says that the sender lives
 and how soon it will say so again.
 
+Texts and names of alarms go to screens, logs and other systems, so a patient identifier that a sender repeats there is
+taken out; the alarm's own field for it keeps it.
+
 A priority that cannot be read becomes medium, not none: what a device found worth an alarm is not silenced here.
 Source: IHE PCD technical framework, PCD-04; Philips Efficia CM data export guide, alarm messages.
 """
 
 from __future__ import annotations
 
+import re
+
 from drivers.contract import Outlet
 from drivers.hl7 import values
 from drivers.hl7.dialects import unit
-from drivers.hl7.tokens import component, fields, named, patient, place, shown
+from drivers.hl7.tokens import component, fields, named, patient, place, shown, unescape
 from edge_agent.records import DeviceAlarm, DeviceStatus, Item, Priority, Reject
 
 _PRIORITIES: dict[str, Priority] = {"PH": "high", "PM": "medium", "PL": "low", "PN": "none", "PI": "none"}
@@ -22,6 +27,8 @@ _TYPES = frozenset({"SP", "ST", "SA"})
 _PHASES = {"de-escalate": "deescalate", "reset": "end"}
 _ENDED = frozenset({"off", "inactive"})
 _ALIVE = "MDC_EVT_ACTIVE"
+_SHORTEST = 4
+_PATIENT = "[patient]"
 _GENERIC = frozenset({"MDC_EVT_ALARM", "MDC_EVT_ALERT"})  # the row's value names the event
 _NUMBERED = {"196614": _ALIVE, "196616": "MDC_EVT_ALARM"}
 
@@ -105,18 +112,18 @@ class Alarm:
         return DeviceAlarm(
             known or "medium",
             _PHASES.get(phase, phase),
-            self._words(facets.get("text", "")) or self.text or self.event,
+            unsaid(self._words(facets.get("text", "")) or self.text or self.event, self.subject),
             at_ns,
             self.event,
             state,
             self._word("inactivation"),
             self._word("type").upper() or next((flag for flag in self.flags if flag in _TYPES), ""),
             "" if known else priority,
-            self.alert_id,
+            unsaid(self.alert_id, self.subject),
             self.device_time,
             self.location,
             self.subject,
-            self._words(facets.get("source", "")),
+            unsaid(self._words(facets.get("source", "")), self.subject),
         )
 
     def _word(self, facet: str) -> str:
@@ -128,6 +135,14 @@ class Alarm:
         """Text of a plain or coded field: original text, else the text beside the code, else the first component."""
         chosen = component(sent, 9) or component(sent, 2) or component(sent, 1) if "^" in sent else sent
         return shown(chosen, self.codec)
+
+
+def unsaid(text: str, subject: str) -> str:
+    """The text without the patient's identifier; one of three letters or fewer would be found in any number."""
+    for form in {subject, unescape(subject)}:
+        if len(form) >= _SHORTEST and text:
+            text = re.sub(re.escape(form), _PATIENT, text, flags=re.IGNORECASE)
+    return text
 
 
 def alarm_groups(
@@ -206,7 +221,7 @@ def text_alarm(
         ((name or shown(grade, codec, 40), found) for word, name, found in _GRADES if word in low),
         (shown(grade, codec, 40), "medium"),
     )
-    text = shown(row[5], codec)
+    text = unsaid(shown(row[5], codec), subject)
     technical = "inop" in low
     return DeviceAlarm(
         priority,
