@@ -3,7 +3,7 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
 SECONDS ?=
 
-.PHONY: setup demo test lint bench lock clean kafka mutants
+.PHONY: setup demo test lint bench lock clean kafka mutants torture
 
 setup: .venv/.ready
 
@@ -37,6 +37,10 @@ test: lint kafka
 # how many small faults in the alarm and the watch room the tests would notice; goes on where it was stopped
 mutants: setup
 	nice -n 10 $(BIN)/python -m tests.mutants
+
+# 500 kills of agent, forwarder and broker, about 15 minutes; the result goes to docs/torture.md
+torture: setup kafka
+	nice -n 15 $(BIN)/python -m tests.torture
 
 bench: setup kafka
 	$(BIN)/python -m bench

@@ -25,6 +25,7 @@ _REMEDY = {
     KafkaError._UNKNOWN_TOPIC: "; create the topic, or let the broker create topics",
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "; allow this user Write and Describe on the topic",
 }
+A_PERSON_S = frozenset(_REMEDY)  # errors that stay until a person has changed something
 _REFUSAL = "SSL alert number"  # how OpenSSL words that the broker did not accept our certificate, or its absence
 
 
@@ -74,9 +75,9 @@ class Contact:
         return ("connected", "") if self.up else ("waiting", self.trouble)
 
 
-def in_words(error: Any, message: Any) -> str:
-    """A delivery error with its topic and what to do."""
-    topic = f"{message.topic()}: " if message.topic() else ""
+def in_words(error: Any, report: Any = None) -> str:
+    """An error with the topic that its delivery report names, and what to do."""
+    topic = f"{report.topic()}: " if report is not None and report.topic() else ""
     return f"{topic}{error.str()}{_REMEDY.get(error.code(), '')}"
 
 

@@ -40,7 +40,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cloud_sync.sinks import Fatal, Message, Placed, Refused, Rejected, Resend, Retry, Settled, State
 from cloud_sync.sinks.kafka import BATCH_BYTES, BATCH_BYTES_LEAST
-from cloud_sync.sinks.kafka_contact import PASSING, REFUSED_BATCH, Contact, identity, in_words
+from cloud_sync.sinks.kafka_contact import A_PERSON_S, PASSING, REFUSED_BATCH, Contact, identity, in_words
 from cloud_sync.sinks.kafka_progress import PARTITION, Marker, Progress, Search, key_of, topic_of
 from cloud_sync.sinks.kafka_properties import DEFAULTS, Properties
 
@@ -374,11 +374,11 @@ class TransactionalSink:
                 self._fence()
             else:
                 self._end(Retry("the transaction has outlived its time"))
-        elif error.retriable() or code in PASSING or error.txn_requires_abort() or report is None:
-            self._end(Retry(error.str()))
-        else:
+        elif code in A_PERSON_S or not (report is None or error.retriable() or code in PASSING):
             self._fault = in_words(error, report)
             self._end(Fatal(self._fault))
+        else:
+            self._end(Retry(error.str()))
         if age >= self._pace.timeout_s:
             self._limit = max(_LEAST, self._limit // 4)
 
