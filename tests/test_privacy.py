@@ -240,6 +240,23 @@ def test_what_says_nothing_of_a_patient_goes_through_as_it_is() -> None:
             assert identities.entry(sealed) is sealed
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_but_identifiers_changes_on_the_way_out(name: str) -> None:
+    sealed = entry(EVERY[name], patient="MRN-0815")
+    identities = Identities("pseudonym", (KEY,))
+    (leaving,) = identities.leaving([sealed])
+    assert leaving == identities.entry(sealed), "the quick way for observations does what the general one does"
+    restored = {each: getattr(sealed.record, each) for each in pseudonym._IDENTIFIERS.get(type(sealed.record), ())}
+    assert structs.replace(leaving.record, **restored) == sealed.record
+    assert (leaving.bed, leaving.source) == (sealed.bed, sealed.source)
+
+
+def test_an_alarm_that_stands_before_its_cause_does_not_tell_either() -> None:
+    before = entry(structs.replace(EVERY["alarm_event"], text=f"pump of {MARK}"))
+    (first, _) = encode.Encoder("gw").block(block(before, entry(marked(records.DeviceAlarm))))
+    assert json.loads(first.value)["record"]["text"] == f"pump of {LEFT_OUT}"
+
+
 def test_memory_does_not_grow_with_patients() -> None:
     identities = Identities("pseudonym", (KEY,))
     for number in range(3_000):
