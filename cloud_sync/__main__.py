@@ -1,4 +1,4 @@
-"""The command line of the forwarder: run, status, embedded.
+"""The command line of the forwarder: run, status, pseudonym, embedded.
 
 Exit codes: 0 done; 1 `status` found no connected forwarder; 75 another forwarder holds the data folder; 78 the
 configuration cannot be used.
@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--config", type=Path, required=True, metavar="FILE")
     status.add_argument("--json", action="store_true", help="the state file as it is")
     status.set_defaults(command=_status)
+    pseudonym = commands.add_parser("pseudonym", help="pseudonyms of the identifiers on standard input, one a line")
+    pseudonym.add_argument("--config", type=Path, required=True, metavar="FILE")
+    pseudonym.set_defaults(command=_pseudonym)
     embedded = commands.add_parser("embedded", help="demo-only Kafka in this process")
     embedded.add_argument(
         "--port-file", type=Path, required=True, metavar="FILE", help="gets the address to connect to"
@@ -81,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     open_sink, open_lesser = _kafka(loaded) if cloud.kafka is not None or nobody else (None, None)
     alert_manager = None if cloud.alert_manager is None else _alert_manager(loaded, cloud.alert_manager)
     make_encoder = _encoders(loaded, "bedside" if cloud.kafka is None else cloud.kafka.topic_prefix)
-    others = _others(loaded, make_encoder)
+    others = _others(loaded)
     print(NOTICE, file=sys.stderr, flush=True)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s"
@@ -176,24 +179,25 @@ def _alert_manager(loaded: config.Loaded, settings: config.AlertManager) -> Way:
     return Way(ALERT_MANAGER, "alerts", encoder, open_sink, encoder.begin_at)
 
 
-def _others(loaded: config.Loaded, make_encoder: Callable[[], Encoder]) -> list[Way]:
+def _others(loaded: config.Loaded) -> list[Way]:
     """The ways to MQTT and to REST, as far as they are configured."""
     from cloud_sync.forwarder import STREAMS
     from cloud_sync.way import Way
     from edge_agent.buffer import MQTT, REST, receiver_mark
 
-    open_sinks: dict[str, Callable[[str], Sink]] = {}
-    if loaded.config.cloud.mqtt is not None:
+    cloud = loaded.config.cloud
+    found: dict[str, tuple[Callable[[str], Sink], str]] = {}  # how to open it, and the prefix of its topics
+    if cloud.mqtt is not None:
         from cloud_sync.sinks import mqtt
 
-        open_sinks[MQTT] = partial(mqtt.MqttSink, mqtt.settings(loaded))
-    if loaded.config.cloud.rest is not None:
+        found[MQTT] = partial(mqtt.MqttSink, mqtt.settings(loaded)), cloud.mqtt.topic_prefix
+    if cloud.rest is not None:
         from cloud_sync.sinks import rest
 
-        open_sinks[REST] = partial(rest.RestSink, rest.settings(loaded))
+        found[REST] = partial(rest.RestSink, rest.settings(loaded)), cloud.rest.topic_prefix
     return [
-        Way(receiver_mark(receiver, stream), stream, make_encoder(), partial(open_sink, stream))
-        for receiver, open_sink in open_sinks.items()
+        Way(receiver_mark(receiver, stream), stream, _encoders(loaded, prefix)(), partial(open_sink, stream))
+        for receiver, (open_sink, prefix) in found.items()
         for stream in STREAMS
     ]
 
@@ -293,6 +297,16 @@ def _receiver_lines(name: str, told: dict[str, Any] | None) -> list[str]:
         f"{name:14} {told['state']}, sent {sent['alerts']} alerts, {sent['data']} data records,"
         f" refused {refused}{last}, waiting {waiting}, {told['guarantee']}"
     ]
+
+
+def _pseudonym(options: argparse.Namespace) -> int:
+    """One JSON object a line: the pseudonym under each site key, oldest key first; never the identifier itself."""
+    from cloud_sync.pseudonym import identities
+
+    found = identities(config.load(options.config))
+    for line in sys.stdin:
+        print(json.dumps(found.every(line.rstrip("\r\n"))), flush=True)
+    return 0
 
 
 def _embedded(options: argparse.Namespace) -> int:

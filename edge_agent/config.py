@@ -204,6 +204,8 @@ class Encoding(_Section):
     def _complete(self) -> Encoding:
         if self.format == "avro" and not self.registry:
             raise ValueError('format "avro" needs registry, the address of a schema registry')
+        if "@" in self.registry:
+            raise ValueError("registry holds a name or password: use registry_username and registry_password")
         if bool(self.registry_username) != bool(self.registry_password):
             raise ValueError("registry_username and registry_password belong together")
         if self.registry_password and not self.registry_password.startswith(("credential:", "file:")):

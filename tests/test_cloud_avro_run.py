@@ -61,6 +61,9 @@ def test_settings_that_do_not_work_end_the_start(tmp_path: Path) -> None:
     site.write(settings("127.0.0.1:9", 9).replace("registry =", "# registry ="))
     done = site.command("run")
     assert done.returncode == 78 and 'format "avro" needs registry' in done.stderr
+    site.write(settings("127.0.0.1:9", 9).replace("http://", "http://gw:hunter2@"))
+    done = site.command("run")
+    assert done.returncode == 78 and "registry_username" in done.stderr and "hunter2" not in done.stderr
     site.write(settings("127.0.0.1:9", 9))
     site.path.write_text(site.path.read_text().replace('identifiers = "clear"', 'key = "file:nowhere"'))
     done = site.command("run")

@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,3 +275,14 @@ def test_no_identifier_however_it_is_written_leaves(name: str, rest: str) -> Non
     record = structs.replace(EVERY["device_alarm"], text=f"{rest}{identifier}{rest}", subject=identifier)
     (message,) = encode.Encoder("gw", Identities("pseudonym", (KEY,))).block(block(entry(record, patient=identifier)))
     assert not tells(json.loads(message.value), identifier.strip())
+
+
+def test_the_command_joins_keys_and_repeats_no_identifier(tmp_path: Path) -> None:
+    place = key_file(tmp_path, f"p1 {SECRET.hex()}\np2 {OTHER.hex()}\n")
+    config_of(tmp_path, place)
+    command = [sys.executable, "-m", "cloud_sync", "pseudonym", "--config", str(tmp_path / "edge.toml")]
+    done = subprocess.run(command, input="MRN-1\nMRN-2\n", capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"p1": KEY.pseudonym(name), "p2": SiteKey("p2", OTHER).pseudonym(name)} for name in ("MRN-1", "MRN-2")
+    ]
+    assert "MRN" not in done.stdout + done.stderr
