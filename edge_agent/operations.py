@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from edge_agent import NOTICE, __version__, terms
 from edge_agent.control import Operation, Refused
 from edge_agent.limits import Limits, Unchangeable
 from edge_agent.pipeline import GATEWAY
+from edge_agent.presets import PRIORITIES
 from edge_agent.records import DeviceStatus, Inactivation
 
 if TYPE_CHECKING:
@@ -279,11 +281,13 @@ class Operations:
     def metrics(self) -> str:
         """Counters in Prometheus text format (version 0.0.4)."""
         agent = self._agent
-        lines = ["# TYPE edge_agent_items_total counter", "# TYPE edge_agent_rejects_total counter"]
-        for name, feed in agent.feeds.items():
-            label = name.replace("\\", "\\\\").replace('"', '\\"')
-            lines.append(f'edge_agent_items_total{{source="{label}"}} {feed.items}')
-            lines.append(f'edge_agent_rejects_total{{source="{label}"}} {feed.rejects}')
+        lines = []
+        for figure in ("items", "rejects"):
+            lines.append(f"# TYPE edge_agent_{figure}_total counter")
+            lines += [
+                f'edge_agent_{figure}_total{{source="{_label(name)}"}} {getattr(feed, figure)}'
+                for name, feed in agent.feeds.items()
+            ]
         lines.append("# TYPE edge_agent_buffer gauge")
         for key, value in self._buffer().items():
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -295,7 +299,46 @@ class Operations:
                 lines.append(f'edge_agent_alarm_latency_seconds{{quantile="{quantile}"}} {latency[key] / 1e6}')  # type: ignore[operator]
         lines.append("# TYPE edge_agent_faults gauge")
         lines.append(f"edge_agent_faults {len(agent.faults)}")
+        lines += self._alarm_metrics()
+        lines += _cloud_metrics(agent.cloud)
         return "\n".join(lines) + "\n"
+
+    def _alarm_metrics(self) -> list[str]:
+        """Alarms that are not Off by bed and priority, and entries that the alarm log has not yet on the disk."""
+        agent = self._agent
+        counts: Counter[tuple[str, str]] = Counter(
+            (bed, event.priority) for bed, event in agent.pipeline.alarms.active()
+        )
+        lines = ["# TYPE edge_agent_alarms gauge"]
+        for bed in (*agent.pipeline.beds.ids, GATEWAY):
+            for priority in PRIORITIES:
+                label = f'bed="{_label(bed)}",priority="{priority}"'
+                lines.append(f"edge_agent_alarms{{{label}}} {counts[bed, priority]}")
+        if agent.log is not None:
+            lines += [
+                "# TYPE edge_agent_alarm_log_waiting gauge",
+                f"edge_agent_alarm_log_waiting {agent.log.waiting()}",
+            ]
+        return lines
+
+
+def _label(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _cloud_metrics(cloud: Mapping[str, Any] | None) -> list[str]:
+    """What cloud-sync last wrote about itself, as counters by stream."""
+    lines = ["# TYPE cloud_sync_connected gauge"]
+    lines.append(f"cloud_sync_connected {int(bool(cloud) and (cloud or {}).get('state') == 'connected')}")
+    for name in ("forwarded", "dropped"):
+        found = (cloud or {}).get(name)
+        if isinstance(found, dict):
+            lines.append(f"# TYPE cloud_sync_{name}_total counter")
+            lines += [f'cloud_sync_{name}_total{{stream="{_label(str(key))}"}} {int(n)}' for key, n in found.items()]
+    backlog = (cloud or {}).get("backlog_records")
+    if isinstance(backlog, int):
+        lines += ["# TYPE cloud_sync_backlog_records gauge", f"cloud_sync_backlog_records {backlog}"]
+    return lines
 
 
 def _text(request: Mapping[str, Any], key: str) -> str:

@@ -132,6 +132,28 @@ async def test_a_central_link_that_is_not_there_is_told_after_its_time(bedside: 
         await shows(bedside, "central_link_lost", present=False, meanwhile=report)
 
 
+async def test_metrics_are_prometheus_text_with_alarms_by_bed_and_priority(bedside: Bedside) -> None:
+    async with running(bedside.write()) as agent:
+        monitor = await dial(bedside.port)
+        monitor.send(bed_frame(1, LOW))
+        await monitor.reply()
+        agent.cloud = {"state": "connected", "forwarded": {"alerts": 3, "data": 9}, "backlog_records": 2}
+        text = agent.operations.metrics()
+        monitor.close()
+    assert 'edge_agent_alarms{bed="ICU-3",priority="high"} 1' in text
+    assert 'edge_agent_alarms{bed="ICU-4",priority="high"} 0' in text
+    assert 'cloud_sync_forwarded_total{stream="alerts"} 3' in text and "cloud_sync_backlog_records 2" in text
+    assert "cloud_sync_connected 1" in text
+    names: list[str] = []
+    for line in text.splitlines():
+        name = line.split()[2] if line.startswith("#") else line.partition("{")[0].partition(" ")[0]
+        if not names or names[-1] != name:
+            names.append(name)
+        if not line.startswith("#"):
+            float(line.rpartition(" ")[2])
+    assert len(names) == len(set(names)), "lines of one metric stand together"
+
+
 async def test_acknowledge_and_pause_reach_the_alarm_and_are_audited(bedside: Bedside) -> None:
     async with running(bedside.write()):
         monitor = await dial(bedside.port)
