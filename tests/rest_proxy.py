@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,12 +35,13 @@ class Record(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """An answer to a request as a whole; `cut` hangs up behind so many bytes of it."""
+    """An answer to a request as a whole; `cut` hangs up behind so many bytes of it, `drip_s` lies between two bytes."""
 
     status: int
     headers: Mapping[str, str] = MappingProxyType({})
     body: bytes = b""
     cut: int | None = None
+    drip_s: float = 0.0
 
 
 class RestProxy:
@@ -58,6 +60,7 @@ class RestProxy:
         self.tokens = tokens
         self.token_answer: Callable[[dict[str, str]], Whole | None] = lambda form: None
         self.given: list[str] = []  # tokens
+        self.given_at: list[float] = []  # monotonic
         self.valid: set[str] = set()
         self.expires_in: float | None = 3600
         proxy = self
@@ -148,6 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert form["grant_type"] == "client_credentials"
         token = f"token-{len(owner.given)}"
         owner.given.append(token)
+        owner.given_at.append(time.monotonic())
         owner.valid.add(token)
         told: dict[str, Any] = {"access_token": token, "token_type": "Bearer"}
         if owner.expires_in is not None:
@@ -194,6 +198,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(what.body)))
         self.end_headers()
+        if what.drip_s:
+            for byte in what.body:
+                if self.owner.released.wait(what.drip_s):
+                    break
+                self.wfile.write(bytes([byte]))
+            return
         self.wfile.write(what.body[: what.cut])
         if what.cut is not None:
             self.close_connection = True

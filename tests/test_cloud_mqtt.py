@@ -271,6 +271,15 @@ def test_a_broker_that_comes_back_gets_everything_in_order(
     assert first_seen == list(range(200))
 
 
+def test_the_session_at_the_broker_outlives_the_connection(broker: Mosquitto, opened: Open) -> None:
+    sink = opened(plain(broker))
+    until(lambda: sink.state()[0] == "connected", lambda: sink.settle(0.05))
+    sink.reset()
+    until(lambda: sink.state()[0] == "connected", lambda: sink.settle(0.05))
+    until(lambda: "Sending CONNACK to gw-1-data (1, 0)" in broker.log())  # 1: session present
+    assert "Sending CONNACK to gw-1-data (0, 0)" in broker.log()
+
+
 def states(subscriber: Subscriber) -> list[bytes]:
     return [arrival.value for arrival in subscriber.on("bedside/gw-1/state")]
 
