@@ -20,7 +20,18 @@ from pathlib import Path
 
 from edge_agent.buffer import files, marks, salvage
 from edge_agent.buffer.clock import Clock
-from edge_agent.buffer.store import BadDatabase, GapRow, NewerVersion, Store, WrongKey, begin_instance, build, finish
+from edge_agent.buffer.store import (
+    ODD,
+    BadDatabase,
+    GapRow,
+    NewerVersion,
+    Store,
+    WrongKey,
+    begin_instance,
+    build,
+    finish,
+    is_damage,
+)
 from edge_agent.records import ALERT, NUMERIC, WAVEFORM
 
 TAIL_BLOCKS = 32  # newest blocks whose tags are checked at start: what a torn write can have touched
@@ -79,6 +90,11 @@ def open_store(
         wrong, structure = store.check(TAIL_BLOCKS)
         if not wrong:
             return _ready(store, gateway, clock, finding)
+    except (sqlite3.Error, *ODD) as error:
+        store.abandon()
+        if isinstance(error, sqlite3.Error) and not is_damage(error):
+            raise
+        wrong, structure = str(error), True  # a file that was closed in order is not checked whole: it showed in use
     except BaseException:
         store.abandon()
         raise
@@ -138,21 +154,12 @@ def _replace(
 ) -> Finding:
     folder = files.put_aside(path, clock.utc_ns())
     copied = 0
-    for worst in (WAVEFORM, NUMERIC, ALERT, -1):  # where the disk has no room for all, alerts and numerics come first
+    for worst in (WAVEFORM, NUMERIC, ALERT, -1, None):  # without room for all, alerts and numerics come first
         try:
-            with closing(salvage.read_only(folder / path.name)) as old, closing(build(path)) as new:
-                found = salvage.Salvage(old, stream, kek, clock, worst=worst, below=below, structure=structure)
-                new.execute("BEGIN")
-                found.copy_into(new)
-                begin_instance(new, gateway, found.next_number, "salvage", clock.utc_ns())
-                salvage.journal(new, found.gaps)
-                new.execute("COMMIT")
-                finish(new)
-                copied = found.copied
-            files.publish(path)
+            copied = _build_from(folder / path.name, path, stream, kek, gateway, clock, below, structure, worst)
             break
-        except (sqlite3.Error, OSError):
-            if worst < 0:
+        except (sqlite3.Error, OSError, *ODD):
+            if worst is None:
                 raise
     files.adopt(path)
     return Finding(
@@ -160,6 +167,35 @@ def _replace(
         f"{path.name} failed its check ({why}); it was put aside as {folder} and {copied} blocks were saved; what could"
         " not be read is told in Gap records. Nothing was deleted; check the disk, then archive that folder",
     )
+
+
+def _build_from(
+    aside: Path,
+    path: Path,
+    stream: str,
+    kek: bytes,
+    gateway: str,
+    clock: Clock,
+    below: int | None,
+    structure: bool,
+    worst: int | None,
+) -> int:
+    """Publishes a new database with what can be saved, up to a priority; with None nothing is; blocks copied."""
+    with closing(salvage.read_only(aside)) as old, closing(build(path)) as new:
+        found = salvage.Salvage(
+            old, stream, kek, clock, worst=-1 if worst is None else worst, below=below, structure=structure
+        )
+        new.execute("BEGIN")
+        if worst is None:
+            found.gaps.append(salvage.nothing_known(clock))
+        else:
+            found.copy_into(new)
+        begin_instance(new, gateway, found.next_number, "salvage", clock.utc_ns())
+        salvage.journal(new, found.gaps)
+        new.execute("COMMIT")
+        finish(new)
+    files.publish(path)
+    return found.copied
 
 
 def _replace_sealed(path: Path, gateway: str, clock: Clock, kek_id: str) -> Finding:

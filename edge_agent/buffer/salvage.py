@@ -22,6 +22,9 @@ _LEAPS = 40  # doublings: past this no file holds a block
 UNKNOWN = -1  # priority of a loss that may concern every class
 _SPAN_LIMIT = 200  # losses told one by one; more are told as one span per instance
 _UNREADABLE: Any = object()
+_INSTANCE = (int, bytes, str, int, int, str)
+_KEY = (int, bytes, bytes, bytes, int, int, int)
+_GAP = (str, bytes, int, int, int, int, int)
 
 _GAP_COLUMNS = "reason, instance, first, last, count, priority, at_ns"
 
@@ -45,19 +48,20 @@ class Salvage:
         self._clock, self._worst, self._below, self._structure = clock, worst, below, structure
         self._expected: dict[int, int] = {}  # by instance: the sequence after the last block that was saved
         self._spoilt: dict[int, int] = {}  # by instance: the highest sequence that an unreadable block says it held
+        self._keys: set[Any] = set()  # that have been looked for
         self._broken = False  # something unreadable lies between the last saved block and here
         self.copied, self.gaps, self.next_number = 0, list[GapRow](), 1
 
     def copy_into(self, new: sqlite3.Connection) -> None:
         """Copies instances, keys, blocks and untold losses into an empty database, in its open transaction."""
-        instances = _rows(self._old, "SELECT * FROM instances ORDER BY ordinal")
+        instances = _rows(self._old, "SELECT * FROM instances ORDER BY ordinal", _INSTANCE)
         if not instances:
             self.gaps.append(nothing_known(self._clock))
             return
         new.executemany("INSERT INTO instances VALUES (?, ?, ?, ?, ?, ?)", instances)
-        new.executemany("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?)", _rows(self._old, "SELECT * FROM keys"))
+        new.executemany("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?)", _rows(self._old, "SELECT * FROM keys", _KEY))
         self._copy_blocks(new)
-        journal(new, [GapRow(None, *row) for row in _rows(self._old, f"SELECT {_GAP_COLUMNS} FROM gaps")])  # noqa: S608
+        journal(new, [GapRow(None, *row) for row in _rows(self._old, f"SELECT {_GAP_COLUMNS} FROM gaps", _GAP)])  # noqa: S608
 
     def _copy_blocks(self, new: sqlite3.Connection) -> None:
         insert = f"INSERT INTO blocks ({HEAD_COLUMNS}, blob) VALUES ({', '.join('?' * 15)})"  # noqa: S608
@@ -66,14 +70,22 @@ class Salvage:
             self._broken |= row is None or (self._structure and number > 0 and place != number + 1)
             number = place
             if row is not None and self._wanted(row):
+                self._copy_key(new, row[4])
                 new.execute(insert, row)
                 self.copied += 1
         if self._broken:
             self._tell_end()
-        if self._structure and not self.gaps:
+        if self._structure or not self.copied:  # rows may have vanished without a trace
             self.gaps.append(nothing_known(self._clock))
         self.next_number = max(number + 1, end_number(self._old) or 1, floor_number(self._old))
         self._merge()
+
+    def _copy_key(self, new: sqlite3.Connection, key: int) -> None:
+        """Copies the data key of a block, which a look at the whole damaged table may have missed."""
+        if key not in self._keys:
+            self._keys.add(key)
+            found = _rows(self._old, "SELECT * FROM keys WHERE id = ?", _KEY, key)
+            new.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?, ?)", found)
 
     def _wanted(self, row: tuple[Any, ...]) -> bool:
         ordinal, first, count = row[13], row[6], row[7]
@@ -153,9 +165,10 @@ def read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
-def _rows(old: sqlite3.Connection, query: str) -> list[Any]:
+def _rows(old: sqlite3.Connection, query: str, kinds: tuple[type, ...], *values: object) -> list[Any]:
+    """Rows whose columns are of these kinds; pages that have changed places give others."""
     try:
-        return old.execute(query).fetchall()
+        return [row for row in old.execute(query, values).fetchall() if tuple(map(type, row)) == kinds]
     except sqlite3.Error as error:
         if not is_damage(error):
             raise

@@ -30,6 +30,9 @@ WAL_LIMIT_BYTES = 8 << 20  # the log is cut back to this after a checkpoint
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_ERROR}
 
+_KEY_LOST = "its data key is missing or damaged"
+ODD = (TypeError, ValueError, AttributeError, OverflowError)  # what values of the wrong kind lead to
+
 HEAD_COLUMNS = "version, codec, priority, quality, key, number, first, count, plain, t0, t1, utc, mono, instance"
 
 _SCHEMA = (
@@ -170,6 +173,9 @@ class Store:
             if is_damage(error):
                 raise BadDatabase(str(error)) from error
             raise
+        except ODD as error:  # pages that have changed places give values of other kinds
+            self.abandon()
+            raise BadDatabase(f"columns hold what they cannot ({error})") from error
         except BaseException:
             self.abandon()
             raise
@@ -236,7 +242,10 @@ class Store:
                 self.blocks, self.records = self.connection.execute(
                     "SELECT count(*), coalesce(sum(count), 0) FROM blocks"
                 ).fetchone()
-            return self._check_tail(tail), False
+            wrong = self._check_tail(tail)
+            return wrong, wrong.endswith(_KEY_LOST)  # keys are stored before blocks: pages are not of one time
+        except ODD as error:
+            return f"columns hold what they cannot ({error})", True
         except sqlite3.Error as error:
             if is_damage(error):
                 return str(error), True
@@ -437,7 +446,7 @@ class KeyRing:
         try:
             head, cipher = self.head(row, stream)
             if cipher is None:
-                return "its data key is missing or damaged"
+                return _KEY_LOST
             cipher.unseal(head, row[14])
         except Damaged as error:
             return str(error)

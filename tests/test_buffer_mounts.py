@@ -1,0 +1,65 @@
+"""Real file systems that are full or read-only, and real writes that stall or fail, below the unmodified buffer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def play(scene: str, folder: Path, *around: str, env: Mapping[str, str] | None = None) -> None:
+    command = [*around, sys.executable, str(TESTS / "disk_scenes.py"), scene, str(folder)]
+    path = os.pathsep.join((str(TESTS), str(TESTS.parent)))
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path, **(env or {})}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def may_mount() -> bool:
+    probe = ["unshare", "-m", "sh", "-c", "mount -t tmpfs edge-probe /mnt"]
+    return (
+        shutil.which("unshare") is not None and subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    )
+
+
+def library(folder: Path, source: Path) -> str:
+    built = folder / f"{source.stem}.so"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", built, source, "-ldl"], check=True)
+    return str(built)
+
+
+needs_mount = pytest.mark.skipif(not may_mount(), reason="only who may mount can make a small or read-only file system")
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+@needs_mount
+@pytest.mark.parametrize("scene", ["full", "read_only"])
+def test_a_file_system_without_room_or_right_to_write(tmp_path: Path, scene: str) -> None:
+    play(scene, tmp_path / "data", "unshare", "-m", "--propagation", "private")
+
+
+@needs_cc
+def test_a_disk_that_takes_five_seconds_for_a_sync(tmp_path: Path) -> None:
+    env = {
+        "LD_PRELOAD": library(tmp_path, TESTS.parent / "bench" / "stall.c"), "STALL_MS": "5000",
+        "STALL_BELOW": str(tmp_path / "data"), "STALL_FLAG": str(tmp_path / "data.flag"),
+    }  # fmt: skip
+    play("stalls", tmp_path / "data", env=env)
+
+
+@needs_cc
+def test_a_disk_that_refuses_writes_in_the_middle_of_the_work(tmp_path: Path) -> None:
+    env = {
+        "LD_PRELOAD": library(tmp_path, TESTS / "disk_refuses.c"),
+        "REFUSE_BELOW": str(tmp_path / "data" / "buffer"), "REFUSE_FLAG": str(tmp_path / "data.flag"),
+    }  # fmt: skip
+    play("refuses", tmp_path / "data", env=env)
