@@ -130,14 +130,14 @@ def test_killed_again_and_again_while_the_broker_restarts_it_misses_nothing(
 ) -> None:
     chance = random.Random(4)
     site = make_site("bed_window = 4")
-    site.store(mixed(150))
-    stored = 150
+    site.store(mixed(100))
+    stored = 100
     running = site.run()
-    for kill in range(12):
+    for kill in range(8):
         seen = len(subscriber.arrivals)
         wanted = seen + chance.randrange(5, 60)
         subscriber.wait(lambda wanted=wanted: len(subscriber.arrivals) >= wanted)
-        if kill % 4 == 3:
+        if kill % 3 == 2:
             broker.stop()
             running.send_signal(signal.SIGKILL)
             running.wait(30)

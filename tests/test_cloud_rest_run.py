@@ -128,7 +128,7 @@ def test_killed_again_and_again_with_a_proxy_in_trouble_it_misses_nothing(
                 running[-1].wait(30)
 
     proxy.delivered = kill
-    for round_ in range(8):
+    for round_ in range(6):
         due[0] = len(proxy.records) + chance.randrange(5, 60)
         if round_ % 2:
             proxy.whole = lambda found: next(trouble, None)
