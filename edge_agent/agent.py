@@ -117,7 +117,7 @@ class Agent:
         )  # fmt: skip
         cloud = self.config.cloud
         self._supervision = Supervision(
-            self.fault, central=bool(cloud.kafka or cloud.alert_manager),
+            self.fault, central=any((cloud.kafka, cloud.mqtt, cloud.rest, cloud.alert_manager)),
             central_link_s=self.config.alarms.central_link_s, started_ns=self.started_ns,
         )  # fmt: skip
 
