@@ -106,7 +106,11 @@ class Gateway:
     @property
     def pid(self) -> int:
         """Process id of the agent."""
-        return self._children["edge-agent"].pid
+        return self.pid_of("edge-agent")
+
+    def pid_of(self, program: str) -> int:
+        """Process id of `edge-agent` or `cloud-sync`."""
+        return self._children[program].pid
 
     def status(self) -> dict[str, Any]:
         """The agent's status."""

@@ -126,6 +126,7 @@ def test_a_broker_that_comes_and_goes_gets_nothing_twice(own_kafka: Broker, make
     own_kafka.start()
     site = make_site(plain(own_kafka), "site")
     child = site.run()
+    until(site.status)
     chance = random.Random(9)
     for stop in (own_kafka.kill, own_kafka.stop, own_kafka.kill):
         site.store(batches(total, total + 20_000))
@@ -297,6 +298,55 @@ class Unheard:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
+
+
+def test_a_topic_that_may_not_be_written_is_told_and_keeps_everything(kafka: Broker, prefix: str) -> None:
+    """Transactions are allowed and the topic is not: that is for a person, and no reason for a lesser promise."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    every = (AclOperation.WRITE, AclOperation.DESCRIBE, AclOperation.CREATE, AclOperation.READ)
+    wanted = [(ResourceType.TOPIC, f"{prefix}-progress.", operation) for operation in every]
+    wanted += [(ResourceType.TRANSACTIONAL_ID, f"{prefix}-gw-", operation) for operation in every[:2]]
+
+    def allow(*rights: tuple[ResourceType, str, AclOperation]) -> None:
+        for granted in admin.create_acls(
+            [
+                AclBinding(
+                    kind, name, ResourcePatternType.PREFIXED, f"User:{STRANGER}", "*", right, AclPermissionType.ALLOW
+                )
+                for kind, name, right in rights
+            ]
+        ).values():
+            granted.result(30)
+
+    allow(*wanted)
+    kafka.create(f"{prefix}.observations", 1)
+    stranger: Properties = {
+        "bootstrap.servers": kafka.sasl,
+        "security.protocol": "SASL_SSL",
+        "ssl.ca.location": str(kafka.authority.path),
+        "sasl.mechanisms": "SCRAM-SHA-512",
+        "sasl.username": STRANGER,
+        "sasl.password": SASL_PASSWORD,
+    }
+    sink = TransactionalSink(stranger, prefix, "gw", "data")
+    assert resumed(sink) == {}
+    token = Token(1)
+    sink.begin(token, [message(1)])
+    kept = verdict(sink)
+    assert isinstance(kept.keep, Fatal)
+    assert "authorization failed" in str(kept.keep).lower()
+    assert sink.state()[0] == "fatal"
+    allow(*((ResourceType.TOPIC, f"{prefix}.", operation) for operation in every[:2]))
+
+    def settled() -> bool:
+        sink.reset()
+        resumed(sink)
+        sink.begin(token, [message(1)])
+        return verdict(sink) == Settled(token, 1)
+
+    until(settled)
+    sink.close(1.0)
+    each_once(seen(kafka.bootstrap, prefix, 1), "observations", 1)
 
 
 def test_an_outcome_that_is_not_known_is_told_by_the_marker(kafka: Broker, prefix: str) -> None:

@@ -52,7 +52,7 @@ def write(figures: dict[str, Any]) -> None:
         ("kill -9 of the broker, for two more kills", kills["broker"]),
         ("messages acknowledged to the monitors", f"{figures['acknowledged']:,}"),
         ("records read with read_committed", f"{figures['records']:,}"),
-        ("of these in the alerts topic", f"{figures['alerts']:,}"),
+        ("of these starts of physiological alarms", f"{figures['alerts']:,}"),
         ("acknowledged messages missing or incomplete", figures["missing"]),
         ("records found twice", figures["twice"]),
         ("duration", f"{figures['seconds'] / 60:.1f} min"),

@@ -54,6 +54,7 @@ _MOST = 10_000  # messages in a transaction, unless a single batch holds more
 _LEAST = 16
 _SMALL = 1_000  # messages; a transaction with fewer waits for `hold_s`, because each costs the brokers some writes
 _COMMIT_S = 1.0  # at most in one call that waits for the coordinator; it goes on by itself between the calls
+_ASKING_S = 0.02  # before the next question while the place is not known: those wait by themselves
 _PURGED = frozenset((KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT))
 
 _Phase = Literal["new", "ready", "open", "committing", "broken", "fenced"]
@@ -148,8 +149,10 @@ class TransactionalSink:
             self._wait_for_more(end)
             self._commit(min(_COMMIT_S, max(0.05, end - time.monotonic())))
             self._pump()
-        elif timeout_s > 0 and not self._done and self._phase != "broken":
+        elif timeout_s > 0 and not self._done and self._phase == "ready":
             self._serve(timeout_s)
+        elif self._phase == "new":
+            self._serve(min(timeout_s, _ASKING_S))
         out = self._done
         self._done = []
         if self._phase in ("broken", "fenced"):
@@ -240,8 +243,9 @@ class TransactionalSink:
                 return
             try:
                 if self._phase == "ready":
+                    self._began, self._full_at = _now(), time.monotonic() + self._pace.hold_s
                     self._producer.begin_transaction()
-                    self._phase, self._began, self._full_at = "open", _now(), time.monotonic() + self._pace.hold_s
+                    self._phase = "open"
                 if not self._hand_over(self._waiting[0]):
                     return
             except KafkaException as error:
