@@ -6,6 +6,7 @@ Usage: power_cut_check.py LOG BELOW PLAN SHARD SHARDS FOLDER; prints what was fo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import shutil
@@ -30,6 +31,7 @@ from edge_agent.records import Gap
 PATIENCE_S = 30.0
 AFTER_CUT = 10**9  # stamps of records that are written after the cut; the victim's are small
 _EXAMPLES = 5
+_THROWS = 10  # of the dice, around a change of names: few lines, and much hangs on their order
 
 
 @dataclass(slots=True)
@@ -143,10 +145,10 @@ class Course:
         return cls(lines, places, kept_from)
 
 
-def plan(log: Path, below: str, drawn: int, seed: int) -> list[tuple[int, str]]:
-    """Different states, each as the line after which the power goes and the model.
+def plan(log: Path, below: str, drawn: int, seed: int) -> list[tuple[int, str, int]]:
+    """Different states, each as the line after which the power goes, the model, and which throw of its dice.
 
-    Every change of names is met just before and just after; `drawn` other places come by lot.
+    Every change of names is met just before and just after, with several throws; `drawn` other places come by lot.
     """
     lines = power_cut_replay.read_log(log)
     changes = [index for index, line in enumerate(lines) if line.op != "N"]
@@ -155,17 +157,18 @@ def plan(log: Path, below: str, drawn: int, seed: int) -> list[tuple[int, str]]:
     chosen |= named | {index - 1 for index in named if index}
     chosen -= set(_aside(lines))
     disk, seen, promised = power_cut_replay.Disk(below), set(), 0
-    out: list[tuple[int, str]] = []
+    out: list[tuple[int, str, int]] = []
     for index, line in enumerate(lines):
         disk.apply(line)
         promised += line.op == "N"
         if index not in chosen:
             continue
-        for model in power_cut_replay.MODELS:
-            state = (promised, disk.choice(model, chance(seed, index, model)))
+        throws = range(_THROWS if named & {index, index + 1} else 1)
+        for model, throw in itertools.product(power_cut_replay.MODELS, throws):
+            state = (promised, disk.choice(model, chance(seed, index, model, throw)))
             if state not in seen:
                 seen.add(state)
-                out.append((index, model))
+                out.append((index, model, throw))
     return out
 
 
@@ -179,9 +182,9 @@ def _aside(lines: Sequence[power_cut_replay.Line]) -> Iterator[int]:
             yield index
 
 
-def chance(seed: int, index: int, model: str) -> random.Random:
+def chance(seed: int, index: int, model: str, throw: int) -> random.Random:
     """The dice of one state."""
-    return random.Random(f"{seed} {index} {model}")
+    return random.Random(f"{seed} {index} {model} {throw}")
 
 
 class Check:
@@ -378,9 +381,9 @@ class Check:
 def main(arguments: Sequence[str]) -> None:
     log, below, plan_path, shard, shards, folder = arguments
     seed, states = json.loads(Path(plan_path).read_text())
-    mine: dict[int, list[str]] = {}
-    for index, model in states[int(shard) :: int(shards)]:
-        mine.setdefault(index, []).append(model)
+    mine: dict[int, list[tuple[str, int]]] = {}
+    for index, model, throw in states[int(shard) :: int(shards)]:
+        mine.setdefault(index, []).append((model, throw))
     course = Course.of(Path(log))
     disk, promises = power_cut_replay.Disk(below), Promises()
     counts: dict[str, Counter[str]] = {model: Counter() for model in power_cut_replay.MODELS}
@@ -389,11 +392,11 @@ def main(arguments: Sequence[str]) -> None:
         disk.apply(line)
         if line.op == "N":
             promises.hear(json.loads(line.data))
-        for model in mine.get(index, ()):
+        for model, throw in mine.get(index, ()):
             target = Path(folder)
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
-            disk.materialise(target, model, chance(seed, index, model))
+            disk.materialise(target, model, chance(seed, index, model, throw))
             check = Check(target, course, promises, same_boot=index % 2 == 0)
             check.run()
             counts[model]["states"] += 1

@@ -268,7 +268,10 @@ def main() -> None:
     note(kept_from=kept)
 
     victim.spoil(data, "blocks")
+    other = buffer.Reader(folder, victim.kek)  # a forwarder that runs on: SQLite then leaves the write-ahead log there
+    assert other.read("data", None, 1)
     victim.start(b"D")  # data.db is put aside and what can be read is saved
+    other.close()
     note(mended=data.name)
     for number in range(30, 34):
         victim.round(number)

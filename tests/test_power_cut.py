@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 STATES = 1500
 SEED = 4
 _PROCESSES = 4  # a check waits for commits as long as it computes
-_DRAWN = 400  # places by lot; with those around every change of names they give some 1,800 states
+_DRAWN = 270  # places by lot; with those around every change of names they give some 1,700 states
 _CONTROL_SHARE = 10  # of the states of a control
 _PATIENCE_S = 280
 
