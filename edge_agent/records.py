@@ -163,13 +163,13 @@ class Score(_Item, frozen=True, tag="c"):
 class Gap(_Item, frozen=True, tag="g"):
     """Records that are missing on purpose and say so: shed by quota or age, or lost with a quarantined file."""
 
-    reason: str  # quota, age, memory, quarantine, damaged, unencodable, device
+    reason: str  # quota, age, memory, quarantine, restored, damaged, unencodable, device
     first: int  # first and last sequence that are missing
     last: int
     count: int  # 0: unknown how many, within first..last or, when those are 0 too, anywhere
     at_ns: int
     instance: str = ""  # of the missing records, when it is not the block's own
-    priority: int = 0
+    priority: int = 0  # class of the missing records; -1: of any
 
 
 Item = Observation | Waveform | DeviceStatus | DeviceAlarm | PatientEvent | Reject | Reply

@@ -77,7 +77,7 @@ BARE: dict[str, records.Stored] = {
     "patient": records.PatientEvent("observed", "", "", 5),
     "device_status": records.DeviceStatus("sensor", "off", 5),
     "score": records.Score("news2", None, 5),
-    "gap": records.Gap("age", 0, 0, 0, 5),
+    "gap": records.Gap("restored", 0, 0, 0, 5, INSTANCE, -1),
     "reject": records.Reject("noise", 0),
 }
 

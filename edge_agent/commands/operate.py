@@ -161,10 +161,14 @@ def text_of(status: Mapping[str, Any]) -> str:
     ]
     stored = status["buffer"]
     lines.append(f"buffer: {stored['stored']} records, {stored['pending']} pending, {stored['bytes']} bytes")
+    if stored.get("capacity_h") is not None:
+        lines.append(f"  at the present rate it holds {stored['capacity_h']:g} h, with room for {stored['room_h']:g} h")
     if stored["fault"]:
         lines.append(f"  FAULT {stored['fault']}")
     cloud = status["cloud"]
     lines.append("cloud-sync: never seen" if cloud is None else f"cloud-sync: {cloud['state']} {cloud['detail']}")
+    if cloud is not None:
+        lines += [f"  {key}: {cloud[key]}" for key in ("guarantee", "identifiers", "error") if cloud.get(key)]
     lines += [f"annunciator {item['kind']}: {item['fault'] or 'well'}" for item in status["annunciators"]]
     return "\n".join(lines)
 
