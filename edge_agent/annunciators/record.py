@@ -20,7 +20,7 @@ from edge_agent.annunciators.edges import Edge
 from edge_agent.annunciators.output import FaultError, Output
 from edge_agent.annunciators.patterns import OUTPUTS
 
-WAITING = 4096  # lines that wait for the disk: over ten minutes of a HIGH alarm; beyond it the output has failed
+WAITING = 65_536  # lines that wait for the disk, about 10 MB: a storm of ten thousand alarms gives 40,000 at once
 CLOSE_S = 1.0
 
 
