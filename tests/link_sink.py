@@ -64,7 +64,7 @@ class RecordingSink:
 
 @contextlib.asynccontextmanager
 async def running(link: Link) -> AsyncIterator[RecordingSink]:
-    """The link at work; it is cancelled on the way out, and an exception of its own is the test's."""
+    """The link at work; it must end at its first cancellation on the way out, and an exception of its own is the test's."""
     sink = RecordingSink()
     task = asyncio.create_task(link.run(sink))
     try:
@@ -72,7 +72,8 @@ async def running(link: Link) -> AsyncIterator[RecordingSink]:
     finally:
         was_done = task.done()
         task.cancel()
-        try:
+        await asyncio.wait({task}, timeout=DEADLINE_S)
+        assert task.done(), "the link goes on though it was cancelled"
+        with contextlib.suppress(asyncio.CancelledError):
             await task
-        except asyncio.CancelledError:
-            assert not was_done
+        assert not was_done

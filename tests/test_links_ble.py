@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from link_sink import DEADLINE_S, running
+from link_sink import DEADLINE_S, RecordingSink, running
 
 from edge_agent.demo.radio import VirtualRadio, Wearable, wearable_on_air
 from edge_agent.links import Link, ble, ble_hci, open_link
@@ -224,6 +225,35 @@ async def test_output_is_bounded_and_goes_to_the_device(air: tuple[VirtualRadio,
             taken += 1
         assert taken == ble.OUTPUT_LIMIT
         await until(lambda: len(wearable.control_point) == 1 + taken)
+
+
+@pytest.mark.parametrize("call", ["connect", "start_notify", "read_gatt_char", "write_gatt_char"])
+async def test_a_link_ends_though_a_library_swallows_its_cancellation(
+    air: tuple[VirtualRadio, Wearable], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    within = asyncio.Event()
+    real = getattr(ble_hci._Client, call)
+
+    async def deaf(self: ble_hci._Client, *args: object, **kwargs: object) -> object:
+        """As wait_for of Python 3.11 does when the result has just come."""
+        result = await real(self, *args, **kwargs)
+        within.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return result
+
+    monkeypatch.setattr(ble_hci._Client, call, deaf)
+    radio, _ = air
+    link, sink = link_to(radio), RecordingSink()
+    task = asyncio.create_task(link.run(sink))
+    if call == "write_gatt_char":
+        await sink.until_state("connected")
+        assert link.send(b"\x01", "2a39")
+    async with asyncio.timeout(DEADLINE_S):
+        await within.wait()
+    task.cancel()
+    await asyncio.wait({task}, timeout=DEADLINE_S)
+    assert task.cancelled()
 
 
 async def test_the_wearable_may_live_in_another_process() -> None:

@@ -10,7 +10,8 @@ since a bluetoothd that was restarted scans for nobody. A notification that come
 dropped.
 
 Deadlines are `asyncio.timeout`, never `wait_for`, which in Python 3.11 swallows a cancellation that
-meets its result; a link that has been told to end would go on.
+meets its result; a link that has been told to end would go on. The Bluetooth libraries do use it, so every call of
+theirs goes through `_unless_ended`.
 
 A `Radio` is what a link speaks through: the system's Bluetooth (BlueZ), or other backends for bleak, as the
 demo and the tests use (links.ble_hci).
@@ -22,10 +23,10 @@ import asyncio
 import contextlib
 import functools
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bleak import BleakClient, BleakScanner
 from bleak.backends.characteristic import BleakGATTCharacteristic
@@ -47,6 +48,7 @@ READ_S = 10.0
 RESCAN_S = 60.0
 OUTPUT_LIMIT = 32  # writes that wait; a wearable takes about one each connection interval
 
+T = TypeVar("T")
 _BASE_UUID = "-0000-1000-8000-00805f9b34fb"  # Bluetooth core specification, volume 3, part B, 2.5.1
 
 
@@ -54,6 +56,15 @@ def channel_name(uuid: str) -> str:
     """A characteristic as a channel: 4 hex digits for a 16-bit UUID, else the full UUID, lower case."""
     lower = uuid.lower()
     return lower[4:8] if lower.startswith("0000") and lower.endswith(_BASE_UUID) else lower
+
+
+async def _unless_ended(call: Awaitable[T]) -> T:
+    """What `call` gives. Raises: CancelledError also where `call` has swallowed the cancellation of its task."""
+    result = await call
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+    return result
 
 
 @dataclass(slots=True)
@@ -215,7 +226,7 @@ class BleLink:
         )
         try:
             async with air.quiet(), asyncio.timeout(CONNECT_S + READ_S):
-                await client.connect()
+                await _unless_ended(client.connect())
             readable = await self._subscribe(client, gone, report)
             self._client = client
             report.connected(f"connected to {self._what}")
@@ -243,7 +254,9 @@ class BleLink:
             notifies = not {"notify", "indicate"}.isdisjoint(characteristic.properties)
             reads = "read" in characteristic.properties
             if notifies:
-                await client.start_notify(characteristic, functools.partial(self._notified, channel, gone, report))
+                await _unless_ended(
+                    client.start_notify(characteristic, functools.partial(self._notified, channel, gone, report))
+                )
             if reads and (self._channels or not notifies):
                 readable.append((channel, characteristic))
             present += notifies or reads
@@ -272,7 +285,7 @@ class BleLink:
                 for channel, characteristic in readable:
                     with contextlib.suppress(BleakError, TimeoutError):  # one that cannot be read is no lost link
                         async with asyncio.timeout(READ_S):
-                            data = await client.read_gatt_char(characteristic)
+                            data = await _unless_ended(client.read_gatt_char(characteristic))
                         self._notified(channel, gone, report, characteristic, data)
                     if gone.is_set():
                         return
@@ -292,7 +305,8 @@ class BleLink:
             characteristic = by_channel.get(channel)
             if characteristic is not None:
                 with contextlib.suppress(BleakError, TimeoutError):  # the decoder asks again when no answer comes
-                    await client.write_gatt_char(characteristic, data, response="write" in characteristic.properties)
+                    answered = "write" in characteristic.properties
+                    await _unless_ended(client.write_gatt_char(characteristic, data, response=answered))
                     report.sent(data, channel)
 
     def _why(self, error: Exception) -> str:
