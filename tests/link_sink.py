@@ -64,7 +64,7 @@ class RecordingSink:
 
 @contextlib.asynccontextmanager
 async def running(link: Link) -> AsyncIterator[RecordingSink]:
-    """The link at work; it must end at its first cancellation on the way out, and an exception of its own is the test's."""
+    """The link at work; on the way out it must end at its first cancellation, and its own exception is the test's."""
     sink = RecordingSink()
     task = asyncio.create_task(link.run(sink))
     try:
