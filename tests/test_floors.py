@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("edge_agent", "drivers", "cloud_sync")
+ROOMS = ("edge_agent", "drivers", "cloud_sync", "models_tflite")
 
 # third-party package -> the files, or folders ending in /, that may import it
 DOORS: dict[str, tuple[str, ...]] = {

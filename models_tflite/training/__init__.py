@@ -1,0 +1,1 @@
+"""From public recordings to a signed bundle. Never installed at the bedside."""
