@@ -3,7 +3,8 @@
 Theory of operation: the alarm loop calls `look` about once a second and `turn` at each of its turns. A look compares
 what the parts say about themselves with a deadline each, and reports through `fault(condition, kind, detail)`, with an
 empty detail when it is well again. Nothing here waits, and nothing is decided from a single late moment: a part is
-reported when its deadline has passed, and as well only after it has been so for a while.
+reported when its deadline has passed, and as well only after it has been so for a while. A forwarder that says it was
+refused for good, a cloned card's for one, has no deadline to wait for and is reported at once.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ class Supervision:
         fresh = stamp is not None and at_ns - self._report[1] <= SILENT_NS
         if fresh and cloud is not None and cloud.get("state") == "connected":
             self._linked_ns = at_ns
-        if at_ns - self._linked_ns < self._central_ns:
+        fatal = (
+            fresh and cloud is not None and cloud.get("state") == "fatal"
+        )  # it will not mend itself: refused, fenced
+        if at_ns - self._linked_ns < self._central_ns and not fatal:
             self._say("central_link_lost", "central link", "")
         elif not fresh or cloud is None:
             self._say("central_link_lost", "central link", "cloud-sync does not run; systemctl status cloud-sync")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from edge_agent.supervision import CLOCK_NS, LATE_NS, NS, PUNCTUAL_NS, SILENT_NS, STUCK_NS, Supervision
 
 LINK_S = 60
@@ -94,8 +92,20 @@ def test_a_central_link_is_missed_after_its_seconds_and_not_before() -> None:
     assert bench.look(LINK_S * NS + 1, cloud(1)) == set()
 
 
-@pytest.mark.parametrize("state", ["waiting", "fatal"])
-def test_a_forwarder_without_its_broker_is_no_link(state: str) -> None:
+def test_a_forwarder_that_was_refused_for_good_is_told_at_once() -> None:
+    bench = Bench()
+    bench.look(NS, cloud(1))
+    assert bench.look(2 * NS, cloud(2, "fatal", "fenced: another gateway has this identity")) == {"central_link_lost"}
+    assert "fenced" in bench.faults["central_link_lost", "central link"]
+    assert bench.look(3 * NS, cloud(3)) == set()
+    assert bench.look(4 * NS, cloud(4, "fatal", "fenced")) == {"central_link_lost"}
+    stale = cloud(4, "fatal", "fenced")
+    bench.look(4 * NS + SILENT_NS + NS, stale)
+    assert "fenced" not in bench.faults.get(("central_link_lost", "central link"), ""), "a dead forwarder says nothing"
+
+
+def test_a_forwarder_without_its_broker_is_no_link() -> None:
+    state = "waiting"
     bench = Bench()
     bench.look(NS, cloud(1))
     for second in range(2, LINK_S + 1):
