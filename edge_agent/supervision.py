@@ -81,10 +81,9 @@ class Supervision:
         fresh = stamp is not None and at_ns - self._report[1] <= SILENT_NS
         if fresh and cloud is not None and cloud.get("state") == "connected":
             self._linked_ns = at_ns
-        fatal = (
-            fresh and cloud is not None and cloud.get("state") == "fatal"
-        )  # it will not mend itself: refused, fenced
-        if at_ns - self._linked_ns < self._central_ns and not fatal:
+        if fresh and cloud is not None and cloud.get("state") == "fatal":
+            self._linked_ns = min(self._linked_ns, at_ns - self._central_ns)  # it will not mend itself: no deadline
+        if at_ns - self._linked_ns < self._central_ns:
             self._say("central_link_lost", "central link", "")
         elif not fresh or cloud is None:
             self._say("central_link_lost", "central link", "cloud-sync does not run; systemctl status cloud-sync")

@@ -99,9 +99,9 @@ def test_a_forwarder_that_was_refused_for_good_is_told_at_once() -> None:
     assert "fenced" in bench.faults["central_link_lost", "central link"]
     assert bench.look(3 * NS, cloud(3)) == set()
     assert bench.look(4 * NS, cloud(4, "fatal", "fenced")) == {"central_link_lost"}
-    stale = cloud(4, "fatal", "fenced")
-    bench.look(4 * NS + SILENT_NS + NS, stale)
-    assert "fenced" not in bench.faults.get(("central_link_lost", "central link"), ""), "a dead forwarder says nothing"
+    assert bench.look(5 * NS, cloud(5, "waiting")) == {"central_link_lost"}, "starting anew is not yet a link"
+    assert bench.look(5 * NS + SILENT_NS + NS, cloud(5, "waiting")) == {"central_link_lost"}
+    assert "does not run" in bench.faults["central_link_lost", "central link"]
 
 
 def test_a_forwarder_without_its_broker_is_no_link() -> None:
