@@ -38,7 +38,7 @@ test: lint kafka
 mutants: setup
 	nice -n 10 $(BIN)/python -m tests.mutants
 
-# 500 kills of agent, forwarder and broker, about 15 minutes; the result goes to docs/torture.md
+# 500 kills of agent, forwarder and broker, about 15 minutes; the result goes to docs/durability.md
 torture: setup kafka
 	nice -n 15 $(BIN)/python -m tests.torture
 

@@ -1,4 +1,4 @@
-"""The long kill test: `python -m tests.torture [--kills 500]` runs it and writes its figures into docs/torture.md.
+"""The long kill test: `python -m tests.torture [--kills 500]` runs it and writes its figures into docs/durability.md.
 
 `--result FILE` only writes what an earlier run has left. Exit status of the run; the page tells a failed one too.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "torture.md"
+PAGE = ROOT / "docs" / "durability.md"
 FULL = 500  # kills of agent and forwarder
 BEGIN, END = "<!-- result: begin; written by `make torture` -->", "<!-- result: end -->"
 
