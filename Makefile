@@ -31,7 +31,7 @@ kafka: setup
 	$(BIN)/python tests/kafka/fetch.py
 
 test: lint kafka
-	$(BIN)/pytest --junitxml=.cache/tests.xml
+	$(BIN)/pytest -n 2 --dist loadfile --junitxml=.cache/tests.xml
 	$(BIN)/python -m tests.requirements --results .cache/tests.xml
 
 # how many small faults in the alarm and the watch room the tests would notice; goes on where it was stopped
