@@ -17,7 +17,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "bumble": ("edge_agent/demo/", "edge_agent/links/ble_hci.py"),
     "hl7": ("drivers/hl7/",),
     "pydantic": ("edge_agent/config.py", "edge_agent/presets.py"),
-    "cryptography": ("edge_agent/buffer/keys.py", "edge_agent/buffer/seal.py"),
+    "cryptography": ("edge_agent/buffer/keys.py", "edge_agent/buffer/seal.py", "models_tflite/bundle.py"),
     "zstandard": ("edge_agent/buffer/seal.py",),
     "sqlite_utils": ("edge_agent/buffer/",),
     "sqlite3": ("edge_agent/buffer/", "edge_agent/alarm_log/"),
