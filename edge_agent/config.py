@@ -138,14 +138,17 @@ class Buffer(_Section):
     max_age_h: float = Field(default=168.0, gt=0)
     commit_ms: int = Field(default=250, ge=1, le=5000)
     pending_mb: int = Field(default=32, ge=1)  # in memory, while the disk does not answer
-    key: str = "credential:edge-agent.kek"  # credential:NAME (systemd) or file:PATH (mode 0400)
+    key: str = "credential:edge-agent.kek"  # credential:NAME (systemd), file:PATH (mode 0400) or tpm:PATH (sealed)
 
     @field_validator("key")
     @classmethod
     def _provider(cls, value: str) -> str:
         provider, _, rest = value.partition(":")
-        if provider not in ("credential", "file") or not rest:
-            raise ValueError("write credential:NAME for a systemd credential or file:PATH for a key file of mode 0400")
+        if provider not in ("credential", "file", "tpm") or not rest:
+            raise ValueError(
+                "write credential:NAME for a systemd credential, file:PATH for a key file of mode 0400,"
+                " or tpm:PATH for one that the board's TPM has sealed"
+            )
         return value
 
 
@@ -329,7 +332,7 @@ class Loaded:
     def buffer_key(self) -> str:
         """The specification of the buffer's key, a relative path of a key file resolved."""
         provider, _, rest = self.config.buffer.key.partition(":")
-        return f"file:{self.resolve(Path(rest))}" if provider == "file" else self.config.buffer.key
+        return self.config.buffer.key if provider == "credential" else f"{provider}:{self.resolve(Path(rest))}"
 
     def resolve(self, path: Path) -> Path:
         """A path of the configuration; a relative one starts at the configuration file's folder."""

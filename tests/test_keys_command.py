@@ -85,7 +85,7 @@ def test_init_makes_no_key_that_would_orphan_what_is_stored(desk: Desk) -> None:
 def test_init_says_where_a_key_cannot_be_written(desk: Desk) -> None:
     code, told = desk.run("keys", "init", "--key", f"file:{desk.bedside.folder}/none/kek")
     assert code == 1 and "none/kek: the key file cannot be written" in told
-    code, told = desk.run("keys", "init", "--key", "tpm:0")
+    code, told = desk.run("keys", "init", "--key", "vault:0")
     assert code == 1 and "no such provider" in told and "credential:NAME" in told
 
 

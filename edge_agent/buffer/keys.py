@@ -18,11 +18,17 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
+from edge_agent.buffer import keys_tpm
+
 KEY_BYTES = 32  # AES-256
 _READ_LIMIT = 4096  # a key file is 32 or 64 bytes; reading more only serves the message
 _RESTORE = (
     "restore it from your copy; a new key makes everything that is still buffered unreadable. "
     "Only on a gateway without a buffer make a new one: head -c 32 /dev/urandom > FILE && chmod 0400 FILE"
+)
+_TPM_RESTORE = (
+    "on another board restore the copy of the key as a key file (file:PATH) and change over with `keys rotate`; "
+    "docs/keys.md says how"
 )
 
 
@@ -31,7 +37,7 @@ class KeyProblem(Exception):
 
 
 def load_kek(spec: str) -> bytes:
-    """The 32-byte key-encryption key that `credential:NAME` or `file:PATH` names.
+    """The 32-byte key-encryption key that `credential:NAME`, `file:PATH` or `tpm:PATH` names.
 
     Raises: KeyProblem when it is missing, open to others, half-written, or of another form.
     """
@@ -39,6 +45,13 @@ def load_kek(spec: str) -> bytes:
     if provider == "file" and rest:
         path = Path(rest)
         return _parse(_read(path, private=True), path)
+    if provider == "tpm" and rest:
+        path = Path(rest)
+        sealed = _read(path, private=True)
+        try:
+            return _parse(keys_tpm.unseal(sealed), path)
+        except keys_tpm.TpmTrouble as error:
+            raise KeyProblem(f"{path}: the TPM does not give the key: {error}\n  {_TPM_RESTORE}") from error
     if provider == "credential" and rest:
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         if "/" in rest or rest in (".", ".."):
@@ -50,7 +63,7 @@ def load_kek(spec: str) -> bytes:
             )
         path = Path(folder) / rest
         return _parse(_read(path, private=False), path)  # systemd guards the folder; its modes carry ACL masks
-    raise KeyProblem(f"buffer.key = {spec!r}: no such provider\n  write credential:NAME or file:PATH")
+    raise KeyProblem(f"buffer.key = {spec!r}: no such provider\n  write credential:NAME, file:PATH or tpm:PATH")
 
 
 def create_key_file(path: Path) -> None:
@@ -58,11 +71,35 @@ def create_key_file(path: Path) -> None:
 
     Raises: KeyProblem when the file exists already or cannot be written.
     """
+    _publish(path, os.urandom(KEY_BYTES))
+
+
+def create_tpm_file(path: Path, copy: Path | None = None) -> None:
+    """Writes a new random key that only this board's TPM opens, as `create_key_file` does.
+
+    copy: a key file that gets the key itself first, for a medium that is kept elsewhere.
+    Raises: KeyProblem when a file exists already or cannot be written, or the TPM refuses.
+    """
+    if path.exists():
+        raise KeyProblem(f"{path}: exists already; a key is never overwritten\n  use it, or give another path")
+    key = os.urandom(KEY_BYTES)
+    try:
+        sealed = keys_tpm.seal(key)
+    except keys_tpm.TpmTrouble as error:
+        raise KeyProblem(
+            f"{path}: the TPM does not take a key: {error}\n  ls -l /dev/tpmrm0; tpm2_getrandom 4"
+        ) from error
+    if copy is not None:
+        _publish(copy, key)
+    _publish(path, sealed)
+
+
+def _publish(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
         try:
-            os.write(descriptor, os.urandom(KEY_BYTES))
+            os.write(descriptor, content)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

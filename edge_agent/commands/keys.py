@@ -20,10 +20,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="COMMAND", required=True
     )
     init = commands.add_parser("init", help="make a new key file, or say how to make the credential")
-    init.add_argument("--key", metavar="SPEC", help="file:PATH or credential:NAME; buffer.key of the configuration")
+    init.add_argument("--key", metavar="SPEC", help="file:, credential: or tpm:; buffer.key of the configuration")
+    init.add_argument("--copy", type=Path, metavar="FILE", help="with tpm: the key itself, to be kept elsewhere")
     init.add_argument("--anew", action="store_true", help="also when what is stored was sealed under another key")
     rotate = commands.add_parser("rotate", help="wrap all data keys with a new key, while the agent is stopped")
-    rotate.add_argument("--new", metavar="SPEC", required=True, help="file:PATH or credential:NAME of the new key")
+    rotate.add_argument(
+        "--new", metavar="SPEC", required=True, help="file:PATH, credential:NAME or tpm:PATH, the new key"
+    )
     status = commands.add_parser("status", help="fingerprints and data keys; exit 1 when a key does not fit")
     status.add_argument("--json", action="store_true", help="as one JSON object")
     for each, func in ((init, run_init), (rotate, run_rotate), (status, run_status)):
@@ -34,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run_init(arguments: argparse.Namespace) -> int:
     """Make the key that the configuration names, whole or not at all, never over an existing one."""
     from edge_agent.buffer import KeyProblem, create_key_file, load_kek
-    from edge_agent.buffer.keys import fingerprint
+    from edge_agent.buffer.keys import create_tpm_file, fingerprint
 
     loaded = load(arguments.config)
     spec = _resolved(arguments.key) if arguments.key else loaded.buffer_key
@@ -45,15 +48,27 @@ def run_init(arguments: argparse.Namespace) -> int:
         if provider == "credential":
             print(_credential_advice(name))
             return 0
-        if provider != "file":
+        if provider not in ("file", "tpm"):
             load_kek(spec)  # which says what is wrong with it
-        create_key_file(Path(name))
+        if provider == "tpm":
+            create_tpm_file(Path(name), arguments.copy)
+        else:
+            create_key_file(Path(name))
         made = fingerprint(load_kek(spec)).hex()
     except (KeyProblem, OSError) as error:
         return _sorry(error)
     print(f"{name}: new key {made}, mode 0400")
-    print("Copy it now to a place that is not this card: without it nothing that is buffered can be read.")
+    if provider == "tpm":
+        print(f"It opens on this board only; the key itself: {_kept(arguments.copy)}")
+    else:
+        print("Copy it now to a place that is not this card: without it nothing that is buffered can be read.")
     return 0
+
+
+def _kept(copy: Path | None) -> str:
+    if copy is None:
+        return "nowhere else. A dead board takes what it has not delivered with it."
+    return f"{copy}, in the clear. Keep it where a dead board cannot take it along, and not on this card."
 
 
 def run_rotate(arguments: argparse.Namespace) -> int:
@@ -150,7 +165,7 @@ def _credential_advice(name: str) -> str:
 
 def _resolved(spec: str) -> str:
     provider, _, rest = spec.partition(":")
-    return f"file:{Path(rest).absolute()}" if provider == "file" and rest else spec
+    return f"{provider}:{Path(rest).absolute()}" if provider in ("file", "tpm") and rest else spec
 
 
 def _data_dir(loaded: Loaded) -> Path:
