@@ -3,8 +3,9 @@
 Read from a Parquet table (one row per hour) or from the folder of the public original (one .psv file per stay). Both
 give the same arrays. Nothing is filled, smoothed or cut here: a value that was not measured in an hour is NaN.
 
-Split. A stay belongs to training (70 %), validation (10 %) or test (20 %) by a hash of its patient id alone, so that the
-share is the same in every table that holds the patient, whatever else is in it. The test share is never used for a choice.
+Split. A stay belongs to training (70 %), validation (10 %) or test (20 %) by a hash of its patient id alone, so that
+the share is the same in every table that holds the patient, whatever else is in it. The test share is never used for
+a choice.
 
 Source: PhysioNet/Computing in Cardiology Challenge 2019, doi 10.13026/v64v-d857, CC BY 4.0. Reyna and others, Early
 prediction of sepsis from clinical data, Crit Care Med 2020;48(2):210-217.
