@@ -20,6 +20,7 @@ from edge_agent.links.address import parse
 from edge_agent.links.backoff import Backoff
 from edge_agent.links.capture import read_capture
 from edge_agent.links.serial import SerialLink, line_settings
+from edge_agent.links.tee import Reporting
 
 
 class Cable:
@@ -42,7 +43,7 @@ class Cable:
 
 
 def link_to(url: str, **more: object) -> SerialLink:
-    return SerialLink(parse(url), silence_s=30, backoff=Backoff(0.01, 0.05), **more)  # type: ignore[arg-type]
+    return SerialLink(parse(url), Reporting(30, **more), backoff=Backoff(0.01, 0.05))  # type: ignore[arg-type]
 
 
 async def read_master(cable: Cable, size: int) -> bytes:

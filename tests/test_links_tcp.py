@@ -17,14 +17,15 @@ from edge_agent.links.address import parse
 from edge_agent.links.backoff import Backoff
 from edge_agent.links.capture import RECEIVED, SENT, read_capture
 from edge_agent.links.tcp import DialLink, ListenLink, keep_alive
+from edge_agent.links.tee import Reporting
 
 
 def listen(options: str = "", *, silence_s: float = 30, tee: Path | None = None) -> ListenLink:
-    return ListenLink(parse(f"tcp-listen://127.0.0.1:0{options}"), silence_s=silence_s, tee=tee, driver="hl7")
+    return ListenLink(parse(f"tcp-listen://127.0.0.1:0{options}"), Reporting(silence_s, tee, "hl7"))
 
 
 def dial(port: int, **more: object) -> DialLink:
-    return DialLink(parse(f"tcp://127.0.0.1:{port}"), silence_s=30, **more)  # type: ignore[arg-type]
+    return DialLink(parse(f"tcp://127.0.0.1:{port}"), Reporting(30), **more)  # type: ignore[arg-type]
 
 
 async def connect(link: ListenLink) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
@@ -121,7 +122,7 @@ async def test_silence_is_told_once_and_ends_with_the_next_byte() -> None:
 async def test_a_port_in_use_is_told_and_tried_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        link = ListenLink(parse(f"tcp-listen://127.0.0.1:{port}"), silence_s=1, backoff=Backoff(0.01, 0.02))
+        link = ListenLink(parse(f"tcp-listen://127.0.0.1:{port}"), Reporting(1), backoff=Backoff(0.01, 0.02))
         async with running(link) as sink:
             await sink.until_state("lost", "another program has the port")
             taken.close()
@@ -129,7 +130,7 @@ async def test_a_port_in_use_is_told_and_tried_again() -> None:
             _, writer, _ = await connect(link)
             await sink.until_state("connected")
             writer.close()
-    elsewhere = ListenLink(parse("tcp-listen://192.0.2.1:9999"), silence_s=1)  # TEST-NET-1 is nobody's address
+    elsewhere = ListenLink(parse("tcp-listen://192.0.2.1:9999"), Reporting(1))  # TEST-NET-1 is nobody's address
     async with running(elsewhere) as sink:
         assert "does not have that address" in await sink.until_state("lost")
 

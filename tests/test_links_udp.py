@@ -9,11 +9,12 @@ from link_sink import DEADLINE_S, running
 from edge_agent.links.address import parse
 from edge_agent.links.backoff import Backoff
 from edge_agent.links.tcp import host_port
+from edge_agent.links.tee import Reporting
 from edge_agent.links.udp import UdpLink
 
 
 def udp(options: str = "", silence_s: float = 30) -> UdpLink:
-    return UdpLink(parse(f"udp://127.0.0.1:0{options}"), silence_s=silence_s)
+    return UdpLink(parse(f"udp://127.0.0.1:0{options}"), Reporting(silence_s))
 
 
 def sender() -> tuple[socket.socket, str]:
@@ -71,7 +72,7 @@ async def test_silence_is_told_and_ends_with_a_datagram() -> None:
 async def test_a_port_in_use_is_told() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
-        link = UdpLink(parse(f"udp://127.0.0.1:{taken.getsockname()[1]}"), silence_s=1, backoff=Backoff(0.01, 0.02))
+        link = UdpLink(parse(f"udp://127.0.0.1:{taken.getsockname()[1]}"), Reporting(1), backoff=Backoff(0.01, 0.02))
         async with running(link) as sink:
             await sink.until_state("lost", "already in use")
             taken.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent.links.address import parse
 from edge_agent.links.contract import Link, LinkError, LinkState, Sink
+from edge_agent.links.tee import Reporting
 
 if TYPE_CHECKING:
     from edge_agent.links.backoff import Backoff
@@ -48,25 +49,23 @@ def open_link(
     Raises: LinkError for a URL that cannot be used, or when the package that the link needs is not installed.
     """
     address = parse(url)
-    common: dict[str, Any] = {"silence_s": silence_s, "tee": tee, "driver": driver}
-    if backoff is not None:
-        common["backoff"] = backoff
+    reporting = Reporting(silence_s, tee, driver)
     if address.kind in ("tcp", "mllp"):
         from edge_agent.links.tcp import DialLink, ListenLink
 
-        return (ListenLink if address.scheme.endswith("-listen") else DialLink)(address, **common)
+        return (ListenLink if address.scheme.endswith("-listen") else DialLink)(address, reporting, backoff=backoff)
     if address.kind == "udp":
         from edge_agent.links.udp import UdpLink
 
-        return UdpLink(address, **common)
+        return UdpLink(address, reporting, backoff=backoff)
     if address.kind == "serial":
         from edge_agent.links.serial import SerialLink
 
-        return SerialLink(address, **common)
+        return SerialLink(address, reporting, backoff=backoff)
     if address.kind == "ble":
         from edge_agent.links.ble import BleLink
 
-        return BleLink(address, channels=channels, radio=ble_radio, **common)
+        return BleLink(address, reporting, backoff=backoff, channels=channels, radio=ble_radio)
     from edge_agent.links.replay import FileLink, StillLink
 
     if address.kind == "file":

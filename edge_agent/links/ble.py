@@ -25,7 +25,6 @@ import functools
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from bleak import BleakClient, BleakScanner
@@ -39,7 +38,7 @@ from edge_agent.links.address import Address
 from edge_agent.links.backoff import Backoff
 from edge_agent.links.contract import LinkError, Sink
 from edge_agent.links.report import Report
-from edge_agent.links.tee import reporting
+from edge_agent.links.tee import Reporting
 
 CONNECT_S = 30.0  # bleak's own default: a device may advertise only every 10 s
 DISCONNECT_S = 5.0
@@ -162,19 +161,17 @@ class BleLink:
     def __init__(
         self,
         address: Address,
+        reporting: Reporting,
         *,
-        silence_s: float,
-        channels: tuple[str, ...] = (),
-        tee: Path | None = None,
-        driver: str = "",
         backoff: Backoff | None = None,
+        channels: tuple[str, ...] = (),
         radio: Radio | None = None,
     ) -> None:
         self.url = address.url
         self._address = address
         self._what = address.host or address.path
         self._channels = frozenset(channels)
-        self._silence_s, self._tee, self._driver = silence_s, tee, driver
+        self._reporting = reporting
         self._backoff = backoff or Backoff()
         self._radio = radio or _radio(address)
         self._report: Report | None = None
@@ -184,7 +181,7 @@ class BleLink:
 
     async def run(self, sink: Sink) -> None:
         """Look for the device and listen to it, again after every loss, until cancelled."""
-        async with reporting(sink, self._silence_s, self._tee, self._driver, self.url) as report:
+        async with self._reporting.run(sink, self.url) as report:
             self._report = report
             report.lost(f"looking for {self._what}")
             try:

@@ -16,7 +16,6 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
@@ -27,7 +26,7 @@ from edge_agent.links.backoff import CAP_S, LOCAL_CAP_S, Backoff
 from edge_agent.links.contract import Sink
 from edge_agent.links.report import Report
 from edge_agent.links.tcp import keep_alive
-from edge_agent.links.tee import reporting
+from edge_agent.links.tee import Reporting
 
 INBOX_LIMIT = 1 << 20  # bytes; a 115200 baud line fills it in 90 s
 OUTPUT_LIMIT = 64 << 10  # bytes; serial devices are asked in frames of a few bytes
@@ -52,25 +51,17 @@ def line_settings(address: Address) -> dict[str, Any]:
 class SerialLink:
     """A device on a serial line."""
 
-    def __init__(
-        self,
-        address: Address,
-        *,
-        silence_s: float,
-        tee: Path | None = None,
-        driver: str = "",
-        backoff: Backoff | None = None,
-    ) -> None:
+    def __init__(self, address: Address, reporting: Reporting, *, backoff: Backoff | None = None) -> None:
         self.url = address.url
         self._address = address
-        self._silence_s, self._tee, self._driver = silence_s, tee, driver
+        self._reporting = reporting
         self._backoff = backoff or Backoff(cap_s=LOCAL_CAP_S if address.scheme == "serial" else CAP_S)
         self._line: _Line | None = None
         self._report: Report | None = None
 
     async def run(self, sink: Sink) -> None:
         """Read until cancelled; a line that cannot be opened, or is pulled out, is tried again."""
-        async with reporting(sink, self._silence_s, self._tee, self._driver, self.url) as report:
+        async with self._reporting.run(sink, self.url) as report:
             self._report = report
             line = _Line(self._address, self._backoff, asyncio.get_running_loop(), report)
             self._line = line

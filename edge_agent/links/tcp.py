@@ -17,7 +17,6 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from time import monotonic_ns
 from typing import Protocol, cast
 
@@ -25,7 +24,7 @@ from edge_agent.links.address import Address
 from edge_agent.links.backoff import LOCAL_CAP_S, Backoff
 from edge_agent.links.contract import Sink
 from edge_agent.links.report import Report
-from edge_agent.links.tee import reporting
+from edge_agent.links.tee import Reporting
 
 MAX_PEERS = 64
 OUTPUT_LIMIT = 256 << 10  # bytes; about 1000 acknowledgements, beside what the kernel holds
@@ -139,21 +138,13 @@ class _Peer(asyncio.Protocol):
 class ListenLink:
     """A port that devices connect to."""
 
-    def __init__(
-        self,
-        address: Address,
-        *,
-        silence_s: float,
-        tee: Path | None = None,
-        driver: str = "",
-        backoff: Backoff | None = None,
-    ) -> None:
+    def __init__(self, address: Address, reporting: Reporting, *, backoff: Backoff | None = None) -> None:
         self.url = address.url
         self.bound: tuple[str, int] | None = None  # host and port, once the port is open
         self.refused = 0  # connections for which there was no place
         self._host, self._port = address.host, address.port
         self._max = int(address.options.get("max", MAX_PEERS))
-        self._silence_s, self._tee, self._driver = silence_s, tee, driver
+        self._reporting = reporting
         self._backoff = backoff or Backoff(cap_s=LOCAL_CAP_S)
         self._peers: dict[str, _Peer] = {}
         self._live = 0  # peers that have not ended
@@ -161,7 +152,7 @@ class ListenLink:
 
     async def run(self, sink: Sink) -> None:
         """Listen until cancelled; a port that cannot be had is tried again."""
-        async with reporting(sink, self._silence_s, self._tee, self._driver, self.url) as report:
+        async with self._reporting.run(sink, self.url) as report:
             self._report = report
             server = await self._listen(report)
             self.bound = server.sockets[0].getsockname()[:2]
@@ -216,7 +207,7 @@ class ListenLink:
 
     def _make_room(self) -> bool:
         idlest = min(self._peers.values(), key=lambda peer: (not peer.has_ended, peer.last_ns))
-        if not idlest.has_ended and monotonic_ns() - idlest.last_ns < self._silence_s * 1e9:
+        if not idlest.has_ended and monotonic_ns() - idlest.last_ns < self._reporting.silence_s * 1e9:
             return False
         idlest.cut("made room for another peer")
         self._forget(idlest)
@@ -261,17 +252,15 @@ class DialLink:
     def __init__(
         self,
         address: Address,
+        reporting: Reporting,
         *,
-        silence_s: float,
-        tee: Path | None = None,
-        driver: str = "",
         backoff: Backoff | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.url = address.url
         self._host, self._port = address.host, address.port
         self._channel = host_port((address.host, address.port))
-        self._silence_s, self._tee, self._driver = silence_s, tee, driver
+        self._reporting = reporting
         self._backoff = backoff or Backoff()
         self._sleep = sleep
         self._peer: _Peer | None = None
@@ -280,7 +269,7 @@ class DialLink:
 
     async def run(self, sink: Sink) -> None:
         """Call, and call again after every loss, until cancelled."""
-        async with reporting(sink, self._silence_s, self._tee, self._driver, self.url) as report:
+        async with self._reporting.run(sink, self.url) as report:
             self._report = report
             while True:
                 await self._converse(report)

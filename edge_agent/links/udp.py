@@ -7,7 +7,6 @@ heard longest ago. The link is connected while its port is open, and silent when
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any, cast
 
 from edge_agent.links.address import Address
@@ -15,7 +14,7 @@ from edge_agent.links.backoff import LOCAL_CAP_S, Backoff
 from edge_agent.links.contract import Sink
 from edge_agent.links.report import Report
 from edge_agent.links.tcp import host_port, reason
-from edge_agent.links.tee import reporting
+from edge_agent.links.tee import Reporting
 
 MAX_SENDERS = 64
 OUTPUT_LIMIT = 256 << 10  # bytes waiting in the process; the kernel takes datagrams at once unless it is out of memory
@@ -37,20 +36,12 @@ class _Datagrams(asyncio.DatagramProtocol):
 class UdpLink:
     """A UDP port that devices send to."""
 
-    def __init__(
-        self,
-        address: Address,
-        *,
-        silence_s: float,
-        tee: Path | None = None,
-        driver: str = "",
-        backoff: Backoff | None = None,
-    ) -> None:
+    def __init__(self, address: Address, reporting: Reporting, *, backoff: Backoff | None = None) -> None:
         self.url = address.url
         self.bound: tuple[str, int] | None = None
         self._host, self._port = address.host, address.port
         self._max = int(address.options.get("max", MAX_SENDERS))
-        self._silence_s, self._tee, self._driver = silence_s, tee, driver
+        self._reporting = reporting
         self._backoff = backoff or Backoff(cap_s=LOCAL_CAP_S)
         self._senders: dict[tuple[Any, ...], str] = {}  # address -> channel, heard longest ago first
         self._addresses: dict[str, tuple[Any, ...]] = {}
@@ -59,7 +50,7 @@ class UdpLink:
 
     async def run(self, sink: Sink) -> None:
         """Receive until cancelled; a port that cannot be had is tried again."""
-        async with reporting(sink, self._silence_s, self._tee, self._driver, self.url) as report:
+        async with self._reporting.run(sink, self.url) as report:
             self._report = report
             while True:
                 await self._receive(report)
