@@ -1,9 +1,12 @@
 # Every target does the set-up that it needs. PYTHON may name the interpreters to try (3.11 to 3.13).
 PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
+TRAINING := .venv-training/bin
+SEED ?= 1
+OUT ?= models_tflite/bundles
 SECONDS ?=
 
-.PHONY: setup demo test lint bench lock clean kafka mutants torture
+.PHONY: setup demo test lint bench lock clean kafka mutants torture train test-training
 
 setup: .venv/.ready
 
@@ -16,6 +19,13 @@ setup: .venv/.ready
 	  echo "  On Debian: apt install python3-venv. Or say make PYTHON=/path/to/python3.12"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# TensorFlow and its like, for training alone; about 3 GB
+.venv-training/.ready: requirements-training.lock
+	@test -x $(BIN)/python || $(MAKE) setup
+	@rm -rf .venv-training; $(BIN)/python -m venv .venv-training
+	$(TRAINING)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-training.lock
 	@touch $@
 
 demo: setup
@@ -42,6 +52,14 @@ mutants: setup
 torture: setup kafka
 	nice -n 15 $(BIN)/python -m tests.torture
 
+# make train DATA=cinc2019.parquet KEY=signing.pem: from the public recordings to a signed bundle, see docs/model.md
+train: .venv-training/.ready
+	@test -n "$(DATA)" -a -n "$(KEY)" || { echo "make train: say DATA=FILE (recordings) and KEY=FILE (signing key)"; exit 1; }
+	$(TRAINING)/python -m models_tflite.training.train --data "$(DATA)" --out "$(OUT)" --seed $(SEED) --sign-key "$(KEY)"
+
+test-training: .venv-training/.ready
+	$(TRAINING)/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . tests/test_model_training.py
+
 bench: setup kafka
 	$(BIN)/python -m bench
 
@@ -50,6 +68,8 @@ lock: setup
 	  pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q \
 	  --extra demo --extra report --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q \
+	  --extra training pyproject.toml -o requirements-training.lock
 
 clean:
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-training .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
