@@ -67,6 +67,12 @@ class Registry:
                 known = self._ids[subject, schema] = self._ask(subject, schema)
             return known
 
+    def probe(self) -> None:
+        """Returns when the registry answers and takes the log-in. Raises: Retry, Fatal."""
+        status, found = self._call("GET", "/subjects", None)
+        if status != 200:
+            raise Fatal(self._said("its subjects", status, found))
+
     def schema(self, schema_id: int) -> str:
         """The schema with this id, as the registry keeps it. Raises: Retry; Fatal when there is none."""
         status, found = self._call("GET", f"/schemas/ids/{schema_id}", None)

@@ -93,13 +93,15 @@ class Registry:
         with suppress(OSError):
             self._server.server_close()
 
-    def answer(self, method: str, path: str, body: dict[str, Any], login: str) -> tuple[int, dict[str, Any]]:
+    def answer(self, method: str, path: str, body: dict[str, Any], login: str) -> tuple[int, Any]:
         """Status and body."""
         if self.trouble:
             return self.trouble, {"error_code": self.trouble * 100, "message": "trouble"}
         if self._login and login != f"Basic {base64.b64encode(self._login.encode()).decode()}":
             return 401, {"error_code": 401, "message": "Unauthorized"}
         parts = path.strip("/").split("/")
+        if method == "GET" and parts == ["subjects"]:
+            return 200, sorted(self.subjects)
         if method == "GET" and parts[:2] == ["schemas", "ids"]:
             known = self.schemas.get(int(parts[2]))
             return (200, {"schema": known}) if known else (404, {"error_code": 40403, "message": "Schema not found"})

@@ -305,7 +305,7 @@ class RestSink:
         elif answer.status == 401:
             self._show("fatal", f"{answer.words}; {PERSON[401]}")
         else:
-            self._show("connected", "")
+            self._show("connected", f"{answer.words}; {PERSON[404]}" if answer.status == 404 else "")
 
     # Requests
 

@@ -77,7 +77,7 @@ class _Session:
         self("tpm2_createprimary", "-Q", "-C", "o", "-g", "sha256", "-G", "ecc", "-c", "prim.ctx")
 
     def __call__(self, tool: str, *words: str, data: bytes = b"") -> bytes:
-        """What the command prints; afterwards the TPM holds nothing of it: without a resource manager it holds three."""
+        """What the command prints. The TPM is emptied behind it: without a resource manager it holds three objects."""
         out = self._run(tool, *words, data=data)
         self._run("tpm2_flushcontext", "-t")
         return out
@@ -96,7 +96,7 @@ class _Session:
                 line[7:] for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("ERROR: ")
             ]
             raise TpmTrouble(
-                f"{tool} over {place} failed: {told[0] if told else f'exit status {done.returncode}'}; another board has"
-                " sealed this key, or the file is damaged, or this user may not use the TPM (group tss)"
+                f"{tool} over {place} failed: {told[0] if told else f'exit status {done.returncode}'}; another board"
+                " has sealed this key, or the file is damaged, or this user may not use the TPM (group tss)"
             )
         return done.stdout

@@ -15,31 +15,23 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from edge_agent import NOTICE
+from edge_agent.commands import doctor_cloud
+from edge_agent.commands.finding import Finding
 from edge_agent.config import Loaded, load
 from edge_agent.control import ControlClient, Refused, answers
 from edge_agent.parts import Parts
 
 FREE_SPARE = 1.2  # the quota should fit with a fifth to spare for the write-ahead log
-BROKER_S = 3.0
 BUFFER_FULL = 0.8  # of the quota: waveforms go at 0.95
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at: state is ok, warn or FAIL, `remedy` says what to do."""
-
-    part: str
-    state: str
-    detail: str
-    remedy: str = ""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `doctor`."""
-    doctor = subparsers.add_parser("doctor", help="check ports, keys, GPIO, clock, disk, model and broker")
+    doctor = subparsers.add_parser("doctor", help="check ports, keys, GPIO, clock, disk, model, receivers and privacy")
     doctor.add_argument("--config", type=Path, default=Path("/etc/edge-agent/edge-agent.toml"), metavar="FILE")
     doctor.set_defaults(func=run_doctor)
 
@@ -260,22 +252,7 @@ def check_model(_loaded: Loaded) -> Iterator[Finding]:
     yield Finding("model", "ok", "no model configured; limits work without one")
 
 
-def check_broker(loaded: Loaded) -> Iterator[Finding]:
-    """Whether a bootstrap broker accepts a connection, and what cloud-sync says."""
-    kafka = loaded.config.cloud.kafka
-    if kafka is None:
-        yield Finding("broker", "warn", "no [cloud.kafka]; records stay in the buffer", "add it when central is ready")
-        return
-    for broker in kafka.bootstrap.split(","):
-        host, _, port = broker.strip().rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), BROKER_S).close()
-        except (OSError, ValueError) as error:
-            yield Finding("broker", "FAIL", f"{broker}: {error}", "is the network up, and bootstrap host:port right?")
-        else:
-            yield Finding("broker", "ok", f"{broker}: accepts connections; cloud-sync status shows delivery")
-
-
 CHECKS: tuple[Callable[[Loaded], Iterator[Finding]], ...] = (
-    check_agent, check_ports, check_key, check_buffer, check_disk, check_gpio, check_clock, check_model, check_broker,
+    check_agent, check_ports, check_key, check_buffer, check_disk, check_gpio, check_clock, check_model,
+    *doctor_cloud.CHECKS,
 )  # fmt: skip
