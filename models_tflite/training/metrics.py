@@ -162,7 +162,8 @@ def from_onset(label: Rows, first: Rows) -> Array:
 def gains(label: Rows, first: Rows) -> Array:
     """What an alarm in each row earns above silence, in the Challenge's units.
 
-    Stay i has the rows first[i] to first[i + 1]. The sum over the rows of all alarms is the Challenge's utility less that of never alarming.
+    Stay i has the rows first[i] to first[i + 1]. The sum over the rows of all alarms is the Challenge's utility less
+    that of never alarming.
     """
     hours = np.maximum(from_onset(label, first), EARLIEST - 1)  # any earlier hour costs the same
     rising = _REWARD * (hours - EARLIEST) / (OPTIMAL - EARLIEST)
@@ -268,13 +269,20 @@ def calibration(label: Rows, risk: Rows, groups: int = 10) -> Calibration:
     """Slope, intercept, Brier score and expected calibration error of a risk between 0 and 1."""
     y, p = np.asarray(label, np.float64), np.clip(np.asarray(risk, np.float64), _LEAST_RISK, 1 - _LEAST_RISK)
     logit = np.log(p / (1 - p))
-    slope = _logistic(np.stack([np.ones_like(logit), logit], axis=1), y, np.zeros_like(logit))[1]
+    slope = recalibration(y, logit)[0]
     intercept = _logistic(np.ones((len(y), 1)), y, logit)[0]
     table = reliability(label, risk, groups)
     ece = np.abs(table[:, 0] - table[:, 1]) @ table[:, 2] / len(y)
     return Calibration(
         float(slope), float(intercept), float(np.mean((p - y) ** 2)), float(ece), float(y.mean()), float(p.mean())
     )
+
+
+def recalibration(label: Rows, logit: Rows) -> tuple[float, float]:
+    """Slope and offset that turn a logit into the logit of a probability, by logistic regression; NaN without both."""
+    inputs = np.stack([np.ones(len(logit)), np.asarray(logit, np.float64)], axis=1)
+    offset, slope = _logistic(inputs, np.asarray(label, np.float64), np.zeros(len(logit)))
+    return float(slope), float(offset)
 
 
 def reliability(label: Rows, risk: Rows, groups: int = 10) -> Array:

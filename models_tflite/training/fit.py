@@ -1,0 +1,141 @@
+"""Fit the baselines: `python -m models_tflite.training.fit --data FILE [--out FOLDER]`, in the training environment.
+
+The training share gives prevalence per hour, coefficients and trees; the validation share gives the number of trees,
+the calibration and the thresholds. The test share is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models_tflite.training import alerts, baselines, metrics, trees
+from models_tflite.training.data import DataError, Stays, read, split
+
+SEED = 2019
+_LEAST_ROWS = 500  # an hour with fewer rows has no prevalence of its own and takes that of all later hours
+_TREES = {
+    "max_depth": 4,
+    "eta": 0.1,
+    "subsample": 0.6,
+    "colsample_bytree": 0.8,
+    "min_child_weight": 50,
+    "reg_lambda": 10,
+    "base_score": 0.5,
+    "objective": "binary:logistic",
+    "tree_method": "hist",
+}
+_MOST_TREES, _EVERY = 400, 20
+_LOGISTIC_PENALTY = 1.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fit, store and describe; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m models_tflite.training.fit", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="Parquet file, or folder of .psv files")
+    parser.add_argument("--out", type=Path, default=baselines.FOLDER, help="where the baselines are written")
+    parser.add_argument("--threads", type=int, default=1, help="processor cores for growing trees")
+    asked = parser.parse_args(arguments)
+    try:
+        shares = split(read(asked.data))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    fit(shares["train"], shares["validation"], asked.out, threads=asked.threads)
+    print(f"written to {asked.out}")
+    return 0
+
+
+def fit(train: Stays, validation: Stays, out: Path, *, threads: int = 1) -> None:
+    """Fit all baselines and write them to the folder `out`."""
+    grown = grow(train, validation, threads)
+    learned: dict[str, Any] = {
+        "data": "PhysioNet/CinC Challenge 2019, doi 10.13026/v64v-d857, CC BY 4.0; shares train and validation",
+        "clock": prevalence(train).tolist(),
+        "logistic": logistic(train),
+        "platt": {"logistic": [1.0, 0.0], "xgboost": [1.0, 0.0]},
+    }
+    for name in learned["platt"]:
+        raw = baselines.scorers(learned, grown)[name](validation)
+        learned["platt"][name] = platt(validation.label, raw)
+    scores = baselines.scorers(learned, grown)
+    learned["thresholds"] = {name: thresholds(scores[name], train, validation) for name in baselines.NAMES}
+    out.mkdir(parents=True, exist_ok=True)
+    grown.save(out / baselines.TREES)
+    (out / baselines.LEARNED).write_text(json.dumps(learned, indent=1) + "\n")
+
+
+def prevalence(train: Stays) -> NDArray[np.float64]:
+    """The share of labelled rows by hour since admission; hours that are rare share one figure."""
+    hour = np.clip(train.hour, 0, None).astype(np.int64)
+    rows = np.bincount(hour)
+    rare = np.flatnonzero((rows < _LEAST_ROWS) & (np.arange(len(rows)) > 0))
+    last = int(rare[0]) if len(rare) else len(rows) - 1
+    hour = np.minimum(hour, last)
+    labelled = np.bincount(hour, weights=train.label, minlength=last + 1)
+    found = labelled / np.maximum(np.bincount(hour, minlength=last + 1), 1)
+    return np.asarray(np.round(found, 6))
+
+
+def logistic(train: Stays) -> dict[str, Any]:
+    """Mean, deviation, weights and offset of a logistic regression, labelled and other rows of equal weight."""
+    from sklearn.linear_model import LogisticRegression
+
+    inputs = baselines.current(train).astype(np.float64)
+    mean, std = inputs.mean(axis=0), inputs.std(axis=0)
+    model = LogisticRegression(C=1 / _LOGISTIC_PENALTY, class_weight="balanced", max_iter=200)
+    model.fit((inputs - mean) / std, train.label)
+    return {
+        "mean": mean.round(6).tolist(),
+        "std": std.round(6).tolist(),
+        "weights": model.coef_[0].round(6).tolist(),
+        "offset": round(float(model.intercept_[0]), 6),
+    }
+
+
+def grow(train: Stays, validation: Stays, threads: int) -> trees.Trees:
+    """Trees for the label, as many as rank the validation rows best."""
+    import xgboost
+
+    rows = xgboost.DMatrix(baselines.current(train), label=train.label.astype(np.float32))
+    options = {**_TREES, "nthread": threads, "seed": SEED}
+    booster = xgboost.train(options, rows, _MOST_TREES)
+    check = xgboost.DMatrix(baselines.current(validation))
+    best, count = -1.0, 0
+    for number in range(_EVERY, _MOST_TREES + 1, _EVERY):
+        risk = booster.predict(check, iteration_range=(0, number))
+        found = metrics.within_hour(validation.label, risk, validation.hour)
+        if found > best:
+            best, count = found, number
+    return trees.from_xgboost(booster.get_dump(dump_format="json")[:count], base=0.0)  # the logit of base_score .5
+
+
+def platt(label: NDArray[Any], risk: NDArray[np.float64]) -> list[float]:
+    """Slope and offset on the logit that make the risk of the validation rows a probability."""
+    clipped = np.clip(risk, 1e-6, 1 - 1e-6)
+    slope, offset = metrics.recalibration(label, np.log(clipped / (1 - clipped)))
+    return [round(slope, 6), round(offset, 6)]
+
+
+def thresholds(score: Any, train: Stays, validation: Stays) -> dict[str, Any]:
+    """Thresholds of greatest utility (training rows) and for 1, 2 and 5 alarms per patient-day (validation rows)."""
+    gain = metrics.gains(train.label, train.first)
+    seen = score(validation)
+    return {
+        "utility": _finite(metrics.best_threshold(gain, score(train))),
+        "per_day": {str(rate): _finite(alerts.threshold_for(seen, rate, validation.first)) for rate in alerts.PER_DAY},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
