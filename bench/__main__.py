@@ -8,13 +8,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 
 MEASUREMENTS = ("latency", "storm", "throughput", "memory", "buffer", "jitter", "day")
 RESULTS = Path(__file__).parent / "results"
+
+
+def tables(rows: list[dict[str, object]]) -> str:
+    """Rows as Markdown tables: a new one where the first column changes its name."""
+    return "\n\n".join(table(list(some)) for _, some in groupby(rows, lambda row: next(iter(row))))
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -38,14 +45,15 @@ def main(names: list[str]) -> int:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     results: dict[str, object] = {"machine": machine}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was mounted and started is cleared away
     text = [f"Measured on {machine['date']}: {machine['processors']} processors, {machine['machine']}, "
             f"Python {machine['python']}. Ratios are taken in one run."]  # fmt: skip
     for name in names or MEASUREMENTS:
         module = import_module(f"bench.{name}")
         rows = module.run()
         results[name] = rows
-        text.append(f"## {name}\n\n{(module.__doc__ or '').strip()}\n\n{table(rows)}")
-        print(f"\n{name}\n{table(rows)}", flush=True)
+        text.append(f"## {name}\n\n{(module.__doc__ or '').strip()}\n\n{tables(rows)}")
+        print(f"\n{name}\n{tables(rows)}", flush=True)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "latest.json").write_text(json.dumps(results, indent=2) + "\n")
     (RESULTS / "latest.md").write_text("\n\n".join(text) + "\n")

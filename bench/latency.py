@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench import preload
 from bench.gateway import Gateway, connect, free_port, wait_until
 from bench.messages import frame
 
@@ -185,24 +186,13 @@ def scenario(name: str, make: Callable[[], Gateway], *, stalled: Path | None = N
     return result
 
 
-def stall_library(folder: Path) -> Path:
-    """The disk that does not answer, compiled. Raises: RuntimeError when there is no C compiler."""
-    library = folder / "stall.so"
-    source = Path(__file__).with_name("stall.c")
-    try:
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise RuntimeError(f"the stalled disk needs a C compiler (apt install gcc libc6-dev): {error}") from error
-    return library
-
-
 def run() -> list[dict[str, object]]:
     """Base, broker down, disk stalled."""
     results = [scenario("base", Gateway)]
     results.append(scenario("broker down", lambda: Gateway(broker=f"127.0.0.1:{free_port()}")))
     with tempfile.TemporaryDirectory(prefix="bedside-stall-") as folder:
         flag = Path(folder) / "stalled"
-        library = stall_library(Path(folder))
+        library = preload.library("stall", Path(folder))
 
         def stalling() -> Gateway:
             gateway = Gateway()
