@@ -28,6 +28,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "gpiod": ("edge_agent/gpio_chips.py", "edge_agent/annunciators/gpio.py", "edge_agent/button.py"),
     "matplotlib": ("edge_agent/burden/plot.py",),
     "pyarrow": ("edge_agent/burden/",),
+    "numpy": ("models_tflite/",),
+    "ai_edge_litert": ("models_tflite/runtime.py",),
+    "tflite_runtime": ("models_tflite/runtime.py",),
     "rich": ("edge_agent/view.py", "edge_agent/view_beds.py"),
 }
 NAMELESS = {"utils", "helpers", "common", "manager", "base", "misc"}
