@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from kafka_broker import Broker, Cluster
 
 from cloud_sync.embedded import Arrival, Arrivals
 from edge_agent import config, records, terms
@@ -152,3 +155,40 @@ def count(found: Iterable[Arrival], topic: str) -> int:
 
 def identities(found: Iterable[Arrival], topic: str) -> set[str]:
     return {arrival.headers["dedup"] for arrival in found if arrival.topic.endswith(f".{topic}")}
+
+
+def plain(broker: Broker | Cluster) -> str:
+    """The address of a broker, as the configuration gives it."""
+    return f'bootstrap = "{broker.bootstrap}"\nsecurity = "plaintext"'
+
+
+def batches(start: int, total: int, size: int = 500) -> Iterator[list[Any]]:
+    """Observations of four beds."""
+    for first in range(start, total, size):
+        yield [observation(number, f"ICU-{number % 4}") for number in range(first, min(first + size, total))]
+
+
+def each_once(found: list[Arrival], topic: str, total: int) -> None:
+    """Every identity of the topic, in order within each bed, and none of them twice."""
+    times = Counter(arrival.headers["dedup"] for arrival in found if arrival.topic.endswith(f".{topic}"))
+    twice = {identity for identity, often in times.items() if often > 1}
+    assert not twice, f"{len(twice)} records came twice, for example {sorted(twice)[:3]}"
+    assert len(times) == total
+    last: dict[str, int] = {}
+    for message in on_topic(found, topic):
+        assert message["sequence"] > last.get(message["bed"], -1), "order within a bed"
+        last[message["bed"]] = message["sequence"]
+
+
+def seen(bootstrap: str, prefix: str, total: int, alerts: int = 0) -> list[Arrival]:
+    """What a read_committed consumer finds when so many are there."""
+    return consume(
+        bootstrap,
+        prefix,
+        lambda found: count(found, "observations") >= total and count(found, "alerts") >= alerts,
+    )
+
+
+def drained(site: Site) -> None:
+    """Returns when nothing waits."""
+    until(lambda: site.status().get("backlog_records") == 0 and site.status()["state"] == "connected")

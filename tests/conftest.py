@@ -44,3 +44,12 @@ def own_kafka(tmp_path: Path) -> Iterator[kafka_broker.Broker]:
     broker = kafka_broker.Broker(tmp_path / "kafka")
     yield broker
     broker.kill()
+
+
+@pytest.fixture(scope="module")
+def kafka_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka_broker.Cluster]:
+    """Three nodes, not yet started, that the tests of a file kill and start again: `start` brings back what is gone."""
+    _kafka_or_skip()
+    cluster = kafka_broker.Cluster(tmp_path_factory.mktemp("kafka-nodes"))
+    yield cluster
+    cluster.kill()

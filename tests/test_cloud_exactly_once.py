@@ -7,13 +7,12 @@ import random
 import shutil
 import signal
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_site import Site, alarm, consume, count, observation, on_topic, until
+from cloud_site import Site, alarm, batches, count, drained, each_once, on_topic, plain, seen, until
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (
     AclBinding,
@@ -52,39 +51,6 @@ def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     yield make
     for site in sites:
         site.close()
-
-
-def plain(broker: Broker) -> str:
-    return f'bootstrap = "{broker.bootstrap}"\nsecurity = "plaintext"'
-
-
-def batches(start: int, total: int, size: int = 500) -> Iterator[list[Any]]:
-    for first in range(start, total, size):
-        yield [observation(number, f"ICU-{number % 4}") for number in range(first, min(first + size, total))]
-
-
-def each_once(found: list[Arrival], topic: str, total: int) -> None:
-    """Every identity of the topic, in order within each bed, and none of them twice."""
-    times = Counter(arrival.headers["dedup"] for arrival in found if arrival.topic.endswith(f".{topic}"))
-    twice = {identity for identity, often in times.items() if often > 1}
-    assert not twice, f"{len(twice)} records came twice, for example {sorted(twice)[:3]}"
-    assert len(times) == total
-    last: dict[str, int] = {}
-    for message in on_topic(found, topic):
-        assert message["sequence"] > last.get(message["bed"], -1), "order within a bed"
-        last[message["bed"]] = message["sequence"]
-
-
-def seen(bootstrap: str, prefix: str, total: int, alerts: int = 0) -> list[Arrival]:
-    return consume(
-        bootstrap,
-        prefix,
-        lambda found: count(found, "observations") >= total and count(found, "alerts") >= alerts,
-    )
-
-
-def drained(site: Site) -> None:
-    until(lambda: site.status().get("backlog_records") == 0 and site.status()["state"] == "connected")
 
 
 def test_a_forwarder_killed_in_its_transactions_sends_nothing_twice(

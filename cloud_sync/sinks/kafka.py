@@ -22,6 +22,7 @@ Source: librdkafka CONFIGURATION.md and the idempotent-producer chapter of its I
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,7 +31,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cloud_sync.sinks import Fatal, Message, Rejected, Retry, Settled, State
-from cloud_sync.sinks.kafka_contact import PASSING, REFUSED_BATCH, Contact, identity, in_words
+from cloud_sync.sinks.kafka_contact import PASSING, REFUSED_BATCH, SLOW_S, Contact, identity, in_words, unconfirmed
 from cloud_sync.sinks.kafka_properties import DEFAULTS, Properties
 
 LOG = logging.getLogger("cloud_sync.kafka")
@@ -83,6 +84,7 @@ class KafkaSink:
         self._open: dict[int, _Batch] = {}
         self._waiting: deque[tuple[_Batch, deque[Message]]] = deque()
         self._finished: list[_Batch] = []
+        self._moved_at = 0.0  # a batch was confirmed, or the first one begun
         self._contact = Contact()
         self._refused = ""  # why messages were kept; cleared when one is confirmed
         self._stopped = ""  # what has ended this producer for good
@@ -92,6 +94,8 @@ class KafkaSink:
     def begin(self, token: object, messages: Sequence[Message]) -> None:
         """Takes a batch; its verdict comes out of `settle`."""
         batch = _Batch(self, token, messages)
+        if not self._open:
+            self._moved_at = time.monotonic()
         self._open[id(batch)] = batch
         if not messages:
             batch.close(0)
@@ -115,7 +119,11 @@ class KafkaSink:
         """Whether a broker answers, and the last trouble in words."""
         if self._refused and not self._contact.login:
             return "fatal", self._refused
-        return self._contact.state()
+        state, detail = self._contact.state()
+        age_s = time.monotonic() - self._moved_at
+        if state == "connected" and self._open and age_s > SLOW_S:
+            return "waiting", unconfirmed(age_s)
+        return state, detail
 
     def reset(self) -> None:
         """Forgets every batch without a verdict, with a new producer. Raises: Fatal when it cannot be made."""
@@ -157,7 +165,7 @@ class KafkaSink:
         self._open.pop(id(batch), None)
         self._finished.append(batch)
         if batch.accepted:
-            self._refused = ""
+            self._refused, self._moved_at = "", time.monotonic()
         if self._singly:
             self._singly_left -= 1
 

@@ -25,6 +25,7 @@ _REMEDY = {
     KafkaError._UNKNOWN_TOPIC: "; create the topic, or let the broker create topics",
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "; allow this user Write and Describe on the topic",
 }
+SLOW_S = 10.0  # from sending to saying that nothing is confirmed; a slow link takes some seconds
 A_PERSON_S = frozenset(_REMEDY)  # errors that stay until a person has changed something
 _REFUSAL = "SSL alert number"  # how OpenSSL words that the broker did not accept our certificate, or its absence
 
@@ -73,6 +74,14 @@ class Contact:
         if self.login:
             return "fatal", self.login
         return ("connected", "") if self.up else ("waiting", self.trouble)
+
+
+def unconfirmed(age_s: float) -> str:
+    """What the state says when brokers answer and confirm nothing."""
+    return (
+        f"a broker answers, and what was sent {age_s:.0f} s ago is not confirmed: perhaps too few brokers are up for"
+        " min.insync.replicas, or the way to them is slow; the buffer keeps every record"
+    )
 
 
 def in_words(error: Any, report: Any = None) -> str:

@@ -40,7 +40,16 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cloud_sync.sinks import Fatal, Message, Placed, Refused, Rejected, Resend, Retry, Settled, State
 from cloud_sync.sinks.kafka import BATCH_BYTES, BATCH_BYTES_LEAST
-from cloud_sync.sinks.kafka_contact import A_PERSON_S, PASSING, REFUSED_BATCH, Contact, identity, in_words
+from cloud_sync.sinks.kafka_contact import (
+    A_PERSON_S,
+    PASSING,
+    REFUSED_BATCH,
+    SLOW_S,
+    Contact,
+    identity,
+    in_words,
+    unconfirmed,
+)
 from cloud_sync.sinks.kafka_progress import PARTITION, Marker, Progress, Search, key_of, topic_of
 from cloud_sync.sinks.kafka_properties import DEFAULTS, Properties
 
@@ -102,6 +111,7 @@ class TransactionalSink:
         self._marked = False  # the marker has been handed over: nothing may follow
         self._began = self._full_at = 0.0
         self._done: list[Settled] = []
+        self._hindered = ""  # why the last transaction was not committed
         self._fault = ""  # what a person must put right; cleared by a commit
         self._contact = Contact()
         self._search: Search | None = None
@@ -166,7 +176,10 @@ class TransactionalSink:
             return "fatal", self._fault
         state, detail = self._contact.state()
         if state == "connected" and self._phase == "new":
-            return "waiting", "asks the brokers how far they have come"
+            return "waiting", self._hindered or "asks the brokers how far they have come"
+        age_s = _now() - self._began
+        if state == "connected" and self._open and (self._hindered or age_s > SLOW_S):
+            return "waiting", self._hindered or unconfirmed(age_s)
         return state, detail
 
     def reset(self) -> None:
@@ -343,7 +356,7 @@ class TransactionalSink:
         count = len(self._open)
         self._limit = min(_MOST, 2 * self._limit)
         self._clear_transaction()
-        self._phase, self._fault = "ready", ""
+        self._phase, self._fault, self._hindered = "ready", "", ""
         if self._singly_left > 0:
             self._singly_left -= count
             if self._singly_left <= 0:
@@ -395,6 +408,8 @@ class TransactionalSink:
 
     def _end(self, trouble: Retry | Fatal) -> None:
         self._phase, self._trouble = "broken", trouble
+        if not isinstance(trouble, Resend):
+            self._hindered = str(trouble)
 
     def _serve(self, timeout_s: float) -> None:
         """Lets librdkafka report, waiting up to `timeout_s` seconds."""
