@@ -131,6 +131,12 @@ class Alarms(_Section):
     log_mb: int = Field(default=256, ge=1)  # of the alarm log; beyond it the oldest entries go
 
 
+class Scores(_Section):
+    """The bedside scores."""
+
+    entry_h: float = Field(default=4.0, ge=0.25, le=24)  # how long consciousness and oxygen count that were entered
+
+
 class Buffer(_Section):
     """Size and rhythm of the sealed buffer."""
 
@@ -311,6 +317,7 @@ class Config(_Section):
     annunciator: tuple[Annunciator, ...] = ()
     button: tuple[Button, ...] = ()
     alarms: Alarms = Alarms()
+    scores: Scores = Scores()
     buffer: Buffer = Buffer()
     privacy: Privacy = Privacy()
     cloud: Cloud = Cloud()

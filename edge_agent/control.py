@@ -41,6 +41,7 @@ OPERATIONS: dict[str, str] = {
     "pause_alarm": "nurse",
     "resume": "nurse",
     "reset": "nurse",
+    "observe": "nurse",
     "audio_off": "biomed",
     "alarm_off": "biomed",
     "set_limit": "biomed",

@@ -14,13 +14,14 @@ from edge_agent.limits import Limits, Unchangeable
 from edge_agent.pipeline import GATEWAY
 from edge_agent.presets import PRIORITIES
 from edge_agent.records import DeviceStatus, Inactivation
+from edge_agent.scoring import ENTRIES
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
 
 
 # Of what operators do, that which is not an alarm event already; refused attempts are logged whatever they wanted.
-LOGGED = frozenset({"admit", "discharge", "self_test", "short", "long"})
+LOGGED = frozenset({"admit", "discharge", "observe", "self_test", "short", "long"})
 
 
 class Operations:
@@ -44,6 +45,7 @@ class Operations:
             "limits": self.limits,
             "set_limit": self.set_limit,
             "set_preset": self.set_preset,
+            "observe": self.observe,
             "admit": self.admit,
             "discharge": self.discharge,
             "self_test": self.self_test,
@@ -100,6 +102,20 @@ class Operations:
             getattr(self._agent.pipeline.alarms, name)(bed, operator, now)
         self._agent.pipeline.flush(now)
         return {"beds": [bed for bed in beds if bed != GATEWAY]}
+
+    def observe(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:  # noqa: ARG002
+        """Take over consciousness, oxygen and SpO2 scale as found at the bedside; what counts now, and the scores."""
+        bed, pipeline, now = self._bed(request), self._agent.pipeline, time.monotonic_ns()
+        try:
+            pipeline.enter(bed, {name: request[name] for name in ENTRIES if name in request}, now)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        self._agent.keep()
+        return {"bed": bed, **self._scores(bed, now)}
+
+    def _scores(self, bed: str, now: int) -> dict[str, Any]:
+        scores = self._agent.pipeline.scores
+        return {} if scores is None else {"scores": scores.view(bed, now), "entered": scores.entered(bed, now)}
 
     def admit(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:  # noqa: ARG002
         """Put a patient into a bed: limits, pauses and alarms start anew."""
@@ -260,6 +276,7 @@ class Operations:
             "values": values,
             "alarm": view,
             "alarms": active,
+            **self._scores(bed, now),
         }
 
     def _buffer(self) -> dict[str, Any]:

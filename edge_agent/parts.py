@@ -16,6 +16,7 @@ from edge_agent.config import Config, Loaded
 from edge_agent.limits import Limits
 from edge_agent.pipeline import GATEWAY, Append, Pipeline
 from edge_agent.records import AlarmEvent, Signal
+from edge_agent.scoring import Scoring
 from edge_agent.watch import Watch
 
 
@@ -137,8 +138,9 @@ def build_pipeline(
 
     alarms = Alarms(parts.presets, config.alarms, new_id=new_id, on_event=recorded, on_signal=signalled)
     limits = Limits(parts.presets, parts.preset, watch, alarms, keep_limits)
+    scores = Scoring(beds.ids, limits.preset, entry_h=config.scores.entry_h)
     pipeline = Pipeline(
-        beds, watch, alarms, append, on_latency, limits=limits, on_alarm=on_alarm, on_restart=on_restart
+        beds, watch, alarms, append, on_latency, limits=limits, scores=scores, on_alarm=on_alarm, on_restart=on_restart
     )
     holder.append(pipeline)
     return pipeline

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from drivers.contract import Decoder, Driver, Outlet
 from edge_agent.alarms import Alarms
@@ -33,9 +33,11 @@ from edge_agent.records import (
     Stored,
     Waveform,
 )
+from edge_agent.scoring import Scoring
 from edge_agent.watch import Watch
 
 GATEWAY = ""  # the "bed" of what concerns the gateway itself
+SCORES = "scores"  # the source of conditions on the agent's own scores
 MAX_PLACES = 256  # pairs of location and subject that a source remembers
 MAX_WAITING_REPLIES = 10_000  # senders that pipeline more than this while the disk stalls send again
 
@@ -224,6 +226,7 @@ class Pipeline:
         on_latency: Callable[[int], None] = lambda _delay_ns: None,
         *,
         limits: Limits | None = None,
+        scores: Scoring | None = None,
         on_alarm: Callable[[str, str, AlarmEvent], None] = lambda _bed, _patient, _event: None,
         on_restart: Callable[[str], None] = lambda _bed: None,
     ) -> None:
@@ -232,6 +235,7 @@ class Pipeline:
         self.watch = watch
         self.alarms = alarms
         self.limits = limits
+        self.scores = scores
         self.replies = Replies()
         self.latest: dict[str, dict[str, Observation]] = {bed: {} for bed in beds.ids}
         self._append = append
@@ -382,6 +386,8 @@ class Pipeline:
 
     def _restart(self, move: Moved, at_ns: int) -> None:
         self.latest[move.bed].clear()
+        if self.scores is not None:
+            self.scores.new_patient(move.bed)
         self._on_restart(move.bed)
         if not move.patient:  # nobody lies there any more whom a source could contradict
             for bed, source in [each for each in self._mismatched if each[0] == move.bed]:
@@ -390,6 +396,25 @@ class Pipeline:
         self.alarms.new_patient(move.bed, at_ns)
         if self.limits is not None:
             self.apply(self.limits.new_patient(move.bed, at_ns))
+
+    def enter(self, bed: str, given: Mapping[str, Any], at_ns: int) -> None:
+        """Take over what an operator observed of the patient: it is recorded, and the scores follow at once.
+
+        Raises: ValueError with what is wrong.
+        """
+        if self.scores is None:
+            raise ValueError("this agent computes no scores")
+        for name, value in self.scores.enter(bed, given, at_ns).items():
+            self.record(bed, "operator", DeviceStatus("entered", name, at_ns, value))
+        self._score(self.scores, at_ns)
+        self.flush(at_ns)
+
+    def _score(self, scores: Scoring, at_ns: int) -> None:
+        for bed, score, record, tell in scores.evaluate(self.latest, at_ns):
+            if record:
+                self.record(bed, "", score)
+            if tell:
+                self.apply(self.watch.score(bed, SCORES, score))
 
     def recovered(self, feed: Feed, at_ns: int) -> None:
         if feed.failing:
@@ -430,6 +455,8 @@ class Pipeline:
             if quiet and feed.state in ("starting", "connected"):
                 self.source_state(feed, "silent", at_ns, f"no data for {feed.silence_s:g} s")
         self.apply(self.watch.tick(at_ns))
+        if self.scores is not None and at_ns >= self.scores.due_ns:
+            self._score(self.scores, at_ns)
         self.alarms.tick(at_ns)
         self._signalled_ns = 0  # a delay that ran out, not a chunk, caused it
         self.flush(at_ns)

@@ -5,8 +5,8 @@ that is never higher or wider than the terminal. What must be seen comes first (
 take the richest of three forms that fits them all: a card with a trend for each vital sign, two lines, or one line.
 When not even one line a bed fits, the beds with the highest alarms stay and a line tells how many do not.
 
-Keys of `status` that may be missing: `trends`, `limits`, `limits_off` and `preset_changed` of a bed, `max_age_s` of a
-value, `buttons`.
+Keys of `status` that may be missing: `trends`, `limits`, `limits_off`, `preset_changed`, `scores` and `entered` of a
+bed, `max_age_s` of a value, `buttons`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from edge_agent import view_scores
 from edge_agent.trends import INTERVAL_S, SLOTS
 from edge_agent.view_beds import (
     ASCII,
@@ -42,6 +43,8 @@ from edge_agent.view_beds import (
     inactivation,
     joined,
     priority_of,
+    score_line,
+    score_lines,
     styled,
     vital_lines,
     vitals,
@@ -101,12 +104,18 @@ def plain_line(status: Status) -> str:
         for bed in status.get("beds", ())
         for alarm in by_priority(bed.get("alarms", ()))
     ] + [f"gateway {alarm['priority'].upper()} {alarm_text(alarm)}" for alarm in status.get("gateway_alarms", ())]
+    scores = [
+        f"{clean(bed['id'])} {clean(view_scores.main(bed['scores'])[0])}"
+        for bed in status.get("beds", ())
+        if bed.get("scores")
+    ]
+    told = f" scores: {'; '.join(scores)} |" if scores else ""
     links = " ".join(f"{clean(source['name'])}={source['state']}" for source in status.get("sources", ()))
     buffer = status.get("buffer") or {}
     cloud = status.get("cloud")
     forwarded = f"{cloud['state']} forwarded {_forwarded(cloud)}" if cloud else "off"
     return (
-        f"beds {len(status.get('beds', ()))} | alarms: {'; '.join(alarms) or 'none'} | {links} | "
+        f"beds {len(status.get('beds', ()))} | alarms: {'; '.join(alarms) or 'none'} |{told} {links} | "
         f"latency {_latency(status)} | buffered {buffer.get('stored', 0)} pending {buffer.get('pending', 0)} | "
         f"cloud {forwarded}"
     )
@@ -178,7 +187,7 @@ def _frame(status: Status, width: int, height: int, only: str | None, glyphs: Gl
         return [*top, *_large(status, only, width, room - len(foot), glyphs), *foot, *notice]
     beds: Sequence[Status] = status.get("beds", ())
     alarms = sum(len(bed.get("alarms", ())) for bed in beds)
-    cards = len(beds) + alarms + sum(max(1, len(vitals(bed, glyphs))) for bed in beds)
+    cards = len(beds) + alarms + sum(max(1, len(vitals(bed, glyphs))) + len(score_line(bed, width)) for bed in beds)
     briefs = 2 * len(beds) + alarms
     forms: tuple[tuple[Callable[[Status, int, Glyphs], list[Text]], int, list[Text]], ...] = (
         (_card, cards, full), (_card, cards, short), (_card, cards, faults), (_brief, briefs, short),
@@ -206,12 +215,15 @@ def _most_urgent(beds: Sequence[Status], width: int, room: int, glyphs: Glyphs) 
 
 def _card(bed: Status, width: int, glyphs: Glyphs) -> list[Text]:
     alarms = [cut(Text("  ") + alarm_line(alarm, width - 2), width) for alarm in by_priority(bed.get("alarms", ()))]
-    return [heading(bed, width), *alarms, *vital_lines(vitals(bed, glyphs), width, 1, glyphs)]
+    return [heading(bed, width), *alarms, *score_line(bed, width), *vital_lines(vitals(bed, glyphs), width, 1, glyphs)]
 
 
 def _brief(bed: Status, width: int, glyphs: Glyphs) -> list[Text]:
     alarms = [cut(Text("  ") + alarm_line(alarm, width - 2), width) for alarm in by_priority(bed.get("alarms", ()))]
     numbers = Text(" ")
+    score = clean(view_scores.short(bed.get("scores") or {}))
+    if score:
+        numbers.append(f" {score}")
     _append_vitals(numbers, bed, width, glyphs)
     return [heading(bed, width), *alarms, numbers]
 
@@ -262,6 +274,13 @@ def _large(status: Status, only: str, width: int, room: int, glyphs: Glyphs) -> 
     reminder = (bed.get("alarm") or {}).get("reminder")
     found = vitals(bed, glyphs)
     left = room - len(out) - len(elsewhere)
+    told = score_lines(bed, width)
+    if left > len(found) + len(told):
+        out += told
+        left -= len(told)
+    elif left > len(found) and told:
+        out += score_line(bed, width)
+        left -= 1
     if reminder and left > len(found):
         of = clean(reminder.get("of", "")).replace("_", " ")
         out.append(cut(Text(f"reminder in {clock(reminder.get('next_s', 0))} of: {of}", style="dim"), width))

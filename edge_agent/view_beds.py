@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rich.cells import cell_len
 from rich.text import Text
 
-from edge_agent import terms
+from edge_agent import terms, view_scores
 from edge_agent.trends import SLOTS
 
 Status = dict[str, Any]
@@ -195,6 +195,22 @@ def heading(bed: Status, width: int) -> Text:
     if not bed.get("patient"):
         line.append("  no patient", style="dim")
     return cut(line, width)
+
+
+def score_line(bed: Status, width: int) -> list[Text]:
+    """NEWS2 and what models say on one line, with the response to the band where it fits whole; none without scores."""
+    told, response = view_scores.main(bed.get("scores") or {})
+    if not told:
+        return []
+    line = Text(f"  {clean(told)}")
+    if response and line.cell_len + 2 + cell_len(response) <= width:
+        line.append(f": {response}", style="dim")
+    return [cut(line, width)]
+
+
+def score_lines(bed: Status, width: int) -> list[Text]:
+    """What was entered, and every score, a line each."""
+    return [cut(Text(f"  {clean(line)}"), width) for line in view_scores.lines(bed)]
 
 
 # -- vital signs --------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_agent import NOTICE
+from edge_agent import NOTICE, view_scores
 from edge_agent.config import Control, load
 from edge_agent.control import ControlClient, Refused
+from edge_agent.scoring import UNKNOWN
 
 if TYPE_CHECKING:
     from edge_agent.view import Lost
@@ -47,6 +48,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         each = _client(subparsers, name, text, run_simple)
         each.add_argument("--bed", metavar="BED")
         each.set_defaults(op=name)
+
+    observe = _client(subparsers, "observe", "enter what no device knows, for the scores", run_observe)
+    observe.add_argument("--bed", required=True, metavar="BED")
+    observe.add_argument(
+        "--consciousness", type=_level, metavar="LEVEL",
+        help="A alert, C new confusion, V responds to voice, P to pain, U unresponsive, or unknown",
+    )  # fmt: skip
+    observe.add_argument("--oxygen", choices=tuple(_OXYGEN), help="whether the patient gets any; unknown takes it back")
+    observe.add_argument("--fio2", type=float, metavar="PERCENT", help="21 to 100; says that the patient gets oxygen")
+    observe.add_argument("--scale", type=int, choices=(1, 2), help="SpO2 scale of NEWS2: 2 only where prescribed")
 
     admit = _client(subparsers, "admit", "put a patient into a bed", run_admit)
     admit.add_argument("--bed", required=True, metavar="BED")
@@ -81,6 +92,16 @@ def _add_settings(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     preset.add_argument("name", metavar="NAME")
     test = _client(subparsers, "self-test", "the state of every part that can fail", run_self_test)
     test.add_argument("--annunciators", action="store_true", help="try lamps and sounds: look and listen")
+
+
+_OXYGEN: dict[str, bool | str] = {"yes": True, "no": False, UNKNOWN: UNKNOWN}
+
+
+def _level(text: str) -> str:
+    level = text if text == UNKNOWN else text.upper()
+    if level not in (*"ACVPU", UNKNOWN):
+        raise argparse.ArgumentTypeError(f"one of A, C, V, P, U or {UNKNOWN}")
+    return level
 
 
 def _interval(text: str) -> float:
@@ -152,6 +173,7 @@ def text_of(status: Mapping[str, Any]) -> str:
             f" {item['validity']}, {item['age_s']:g} s ago"
             for term, item in sorted(bed["values"].items())
         ]
+        lines += [f"  {line}" for line in view_scores.lines(bed)]
         lines += [_alarm_line(item) for item in bed["alarms"]]
     lines += [_alarm_line(item) for item in status["gateway_alarms"]]
     lines += [
@@ -317,6 +339,17 @@ def run_simple(client: ControlClient, arguments: argparse.Namespace) -> int:
     """Resume or reset; prints the beds."""
     reply = client.call(arguments.op, bed=arguments.bed)
     print(f"{arguments.op}: {', '.join(reply['beds'])}")
+    return 0
+
+
+def run_observe(client: ControlClient, arguments: argparse.Namespace) -> int:
+    """Enter observations; prints what counts now, and the scores."""
+    reply = client.call(
+        "observe", bed=arguments.bed, consciousness=arguments.consciousness,
+        oxygen=_OXYGEN.get(arguments.oxygen), fio2=arguments.fio2, scale=arguments.scale,
+    )  # fmt: skip
+    print(f"{reply['bed']}:")
+    print("\n".join(f"  {line}" for line in view_scores.lines(reply)))
     return 0
 
 

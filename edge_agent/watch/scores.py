@@ -1,4 +1,4 @@
-"""Bedside scores from single values: NEWS2, MEWS, qSOFA, SIRS, shock index and ROX. Pure functions, not yet fed live.
+"""Bedside scores from single values: NEWS2, MEWS, qSOFA, SIRS, shock index and ROX. Pure functions.
 
 What they are not: a missing input is never a normal one. A partial score sums what is there, says how many inputs that
 was, and has a band only where no further input could take it away. Bands are contiguous: a value belongs to the first
@@ -38,6 +38,14 @@ _SPO2_SCALE_1: _Bands = ((91, 3), (93, 2), (95, 1), (_TOP, 0))
 _SPO2_SCALE_2: _Bands = ((83, 3), (85, 2), (87, 1), (92, 0))  # beyond it the oxygen decides
 _SPO2_SCALE_2_OXYGEN: _Bands = ((94, 1), (96, 2), (_TOP, 3))
 _NEWS2_URGENT, _NEWS2_EMERGENCY, _NEWS2_SINGLE = 5, 7, 3
+# What the chart of 2017 asks for, by band, in short.
+NEWS2_RESPONSE: Mapping[str, str] = {
+    "zero": "monitor at least every 12 hours",
+    "low": "monitor at least every 4 to 6 hours; a nurse decides on more",
+    "low-medium": "monitor at least hourly; urgent review on the ward",
+    "medium": "monitor at least hourly; urgent review by a clinician for acute illness",
+    "high": "monitor continuously; emergency assessment by a critical-care team",
+}
 
 _MEWS: dict[str, _Bands] = {
     "systolic": ((70, 3), (80, 2), (100, 1), (199, 0), (_TOP, 2)),
