@@ -3,7 +3,8 @@
 The topics are read as a read_committed consumer does. The sender counts a message as acknowledged when the agent's AA
 has come. Kill moments are drawn in acknowledged messages, and half of the forwarder's in records that it has delivered
 since it began, so that they fall into the middle of the work on any machine. KILLS in the environment makes the run
-longer, TORTURE_RESULT names a file that gets its figures (`make torture`).
+longer, NODES=3 takes three brokers of which one at a time is killed, TORTURE_RESULT names a file that gets its figures
+(`make torture`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kafka_broker import Broker
+from kafka_broker import Broker, Cluster, Node
 
 from bench.gateway import Gateway
 from bench.messages import START, frame
@@ -27,10 +28,11 @@ from cloud_sync.embedded import Arrival, Arrivals
 from cloud_sync.encode import TOPICS
 
 KILLS = int(os.environ.get("KILLS", "40"))
+NODES = int(os.environ.get("NODES", "1"))
 BEDS = 2
 TERMS = 10
 DEADLINE_S = 60.0
-OUTAGE_EVERY = 20  # kills, from one outage of the broker to the next
+OUTAGE_EVERY = 20 if NODES == 1 else 5  # kills, from one outage of a broker to the next
 OUTAGE = 3  # kills, from the broker's end to its start
 BACKLOG = 1_500  # messages of each bed that wait when the forwarder starts for the last time
 PAUSE_S = 0.01  # between two messages of a monitor, or the backlog would outgrow what kills let through
@@ -96,29 +98,37 @@ def wait_until_delivered(gateway: Gateway, records: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture
+def kafka(request: pytest.FixtureRequest) -> Broker | Cluster:
+    """One node, or three that take over from each other."""
+    found: Broker | Cluster = request.getfixturevalue("own_kafka" if NODES == 1 else "kafka_nodes")
+    return found.start()
+
+
 @pytest.mark.timeout(300 + 10 * KILLS)
-def test_nothing_acknowledged_is_missing_or_twice_after_kills(own_kafka: Broker) -> None:
+def test_nothing_acknowledged_is_missing_or_twice_after_kills(kafka: Broker | Cluster) -> None:
     chance = random.Random(20260101)
     prefix = f"kills-{uuid.uuid4().hex[:8]}"
     began = time.monotonic()
-    own_kafka.start()
+    nodes: list[Node] = kafka.nodes if isinstance(kafka, Cluster) else [kafka]
     for name in TOPICS:
-        own_kafka.create(f"{prefix}.{name}", message_timestamp_type="LogAppendTime")
-    with Gateway(beds=BEDS, broker=own_kafka.bootstrap, topic_prefix=prefix) as gateway:
+        kafka.create(f"{prefix}.{name}", message_timestamp_type="LogAppendTime")
+    with Gateway(beds=BEDS, broker=kafka.bootstrap, topic_prefix=prefix) as gateway:
         senders = [Sender(gateway.port, bed) for bed in range(BEDS)]
         for sender in senders:
             sender.start()
         killed = dict.fromkeys(("edge-agent", "cloud-sync", "broker"), 0)
-        away = 0  # kills until the broker is back
+        away, lost = 0, nodes[0]  # kills until the broker is back
         for number in range(KILLS):
             sender = chance.choice(senders)
             sender.wait_for(sender.acknowledged + chance.randrange(1, 120))
             if number % OUTAGE_EVERY == OUTAGE_EVERY // 2:
-                own_kafka.kill()
+                lost = chance.choice(nodes)
+                lost.kill()
                 killed["broker"] += 1
                 away = OUTAGE
             victim = chance.choice(("edge-agent", "cloud-sync"))
-            if victim == "cloud-sync" and not away and chance.random() < 0.5:
+            if victim == "cloud-sync" and (NODES > 1 or not away) and chance.random() < 0.5:
                 wait_until_delivered(gateway, chance.randrange(1, 2_000))
             gateway.kill(victim)
             killed[victim] += 1
@@ -126,9 +136,9 @@ def test_nothing_acknowledged_is_missing_or_twice_after_kills(own_kafka: Broker)
             if away:
                 away -= 1
                 if not away:
-                    own_kafka.start()
+                    lost.start()
         if away:
-            own_kafka.start()
+            lost.start()
         gateway.kill("cloud-sync")
         waiting_from = [sender.acknowledged for sender in senders]
         for sender in senders:
@@ -142,7 +152,7 @@ def test_nothing_acknowledged_is_missing_or_twice_after_kills(own_kafka: Broker)
         assert min(killed["edge-agent"], killed["cloud-sync"]) >= KILLS // 4, f"kills for both processes: {killed}"
         found = Found({(f"B{sender.bed}", number) for sender in senders for number in range(sender.acknowledged)})
         assert len(found.left) > KILLS
-        found.read(own_kafka.bootstrap, prefix)
+        found.read(kafka.bootstrap, prefix)
         found.check({f"B{bed}": number for bed, number in enumerate(waiting_from)})
     found.tell(killed, sum(sender.acknowledged for sender in senders), time.monotonic() - began)
 
@@ -209,6 +219,7 @@ class Found:
         path = os.environ.get("TORTURE_RESULT")
         if path:
             figures = {
+                "nodes": NODES,
                 "kills": killed,
                 "acknowledged": acknowledged,
                 "records": len(self.times),
