@@ -173,6 +173,15 @@ def describe(stays: Stays) -> str:
     return "\n".join(lines)
 
 
+def windows(stays: Stays, rows: NDArray[Any], hours: int) -> Floats:
+    """The last `hours` rows up to and with each of `rows`, NaN before the stay begins, shape (len(rows), hours, 7)."""
+    rows = np.asarray(rows)
+    begin = stays.first[np.searchsorted(stays.first, rows, "right") - 1]
+    index = rows[:, None] - np.arange(hours - 1, -1, -1)
+    within = index >= begin[:, None]
+    return np.where(within[..., None], stays.vitals[np.maximum(index, 0)], np.float32(np.nan))
+
+
 def _read_table(path: Path, labs: bool) -> Stays:
     try:
         from pyarrow import ArrowInvalid, parquet
@@ -198,9 +207,13 @@ def _read_table(path: Path, labs: bool) -> Stays:
 
     if table["pid"].null_count:
         raise DataError(f"{path}: column pid is empty in {table['pid'].null_count} rows")
-    pid = np.array([_number_of(value, path) for value in table["pid"].unique().to_pylist()], dtype=np.int64)
-    code = table["pid"].combine_chunks().dictionary_encode().indices.to_numpy()
-    site = np.asarray(table["Site"].to_pylist(), dtype=np.str_)
+    known = table["pid"].combine_chunks().dictionary_encode()
+    pid = np.array([_number_of(value, path) for value in known.dictionary.to_pylist()], dtype=np.int64)
+    code = known.indices.to_numpy()
+    named = table["Site"].cast("string").combine_chunks().dictionary_encode()
+    if named.null_count:
+        raise DataError(f"{path}: column Site is empty in {named.null_count} rows")
+    site = np.asarray(named.dictionary.to_pylist(), dtype=np.str_)[named.indices.to_numpy()]
     columns = {name: numbers(name) for name in wanted[2:]}
     return _assemble(path, pid[code], site, columns, labs)
 
@@ -266,14 +279,14 @@ def _assemble(path: Path, pid: Ints, site: NDArray[np.str_], columns: dict[str, 
     if not np.isin(label, (0.0, 1.0)).all():
         raise DataError(f"{path}: column SepsisLabel holds values other than 0 and 1")
     order = np.lexsort((hour, pid))
-    pid, hour = pid[order], hour[order]
+    pid, hour, site = pid[order], hour[order], site[order]
     begins = np.flatnonzero(np.diff(pid, prepend=-1))
     if np.any((np.diff(hour) <= 0) & (np.diff(pid) == 0)):
         raise DataError(f"{path}: a stay holds the same hour twice")
     male = columns["Gender"][order][begins]
     return Stays(
         pid=pid[begins],
-        site=site[order][begins],
+        site=site[begins],
         age=columns["Age"][order][begins],
         sex=male,
         first=np.concatenate((begins, [len(pid)])),
