@@ -116,12 +116,6 @@ class Agent:
             keep_limits=lambda settings: self._keep(LIMITS, settings),
         )  # fmt: skip
         cloud = self.config.cloud
-        self.risk: Risk | None = None
-        if self.config.model is not None:
-            self.risk = Risk(
-                self.config.model, self.pipeline, model_opener(parts.loaded), fault=self.fault,
-                post=self._post, keep=self._keep,
-            )  # fmt: skip
         self._supervision = Supervision(
             self.fault, central=any((cloud.kafka, cloud.mqtt, cloud.rest, cloud.alert_manager)),
             central_link_s=self.config.alarms.central_link_s, started_ns=self.started_ns,
@@ -151,8 +145,6 @@ class Agent:
             key = self._load_key(data_dir)
             await self._open_log(data_dir, key)
             self._open_buffer(data_dir, key)
-            if self.risk is not None and key is not None and self.buffer is not None and self.log is not None:
-                self.risk.restart(data_dir, key, self.log.settings(0.0), self.buffer.wait_ready)
             self.buttons = [
                 Button(each, on_press=self._on_press, on_fault=self._on_button_fault) for each in self.config.button
             ]
@@ -308,11 +300,6 @@ class Agent:
     def _keep(self, key: str, settings: bytes) -> None:
         if self.log is not None:
             self.log.put(key, settings)
-
-    def _post(self, done: Callable[[], None]) -> None:
-        """Have something done in the loop; called in any thread, also while the agent ends."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(done)
 
     def _drive(self, signal: Signal) -> None:
         for annunciator in self.annunciators:
