@@ -92,6 +92,18 @@ def read(folder: Path, trusted: Iterable[Path] = ()) -> Bundle:
     return Bundle(folder, about, model, signer)
 
 
+def shipped() -> Path:
+    """The folder of the newest bundle that comes with the package. Raises: BundleRefused when there is none."""
+    found = [path for path in BUNDLES.glob("*-*") if path.is_dir()]
+    if not found:
+        raise BundleRefused(BUNDLES, "no bundle comes with this package", "Name the folder of one")
+    return max(found, key=_release)
+
+
+def _release(folder: Path) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in folder.name.rpartition("-")[2].split("."))
+
+
 def write(folder: Path, model: bytes, about: Description, key: Ed25519PrivateKey) -> Path:
     """Write `folder`/<name>-<version>/ with all three files, signed with `key`; returns that folder.
 
