@@ -15,7 +15,7 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
-MEASUREMENTS = ("latency", "storm", "throughput", "memory", "buffer", "jitter", "day")
+MEASUREMENTS = ("latency", "storm", "throughput", "memory", "buffer", "jitter", "day", "drain", "outage", "forwarder")
 RESULTS = Path(__file__).parent / "results"
 
 

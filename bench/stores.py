@@ -179,9 +179,9 @@ class Sealed:
     a commit.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kek: bytes = b"") -> None:
         self._told: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._buffer = open_buffer(folder, os.urandom(32), self._told.put)
+        self._buffer = open_buffer(folder, kek or os.urandom(32), self._told.put)
         if not self._buffer.wait_ready(30):
             raise RuntimeError("the buffer did not open")
         self._before = self._buffer.stats()["commits"]
@@ -203,6 +203,10 @@ class Sealed:
     def commits(self) -> int:
         """Transactions of both files."""
         return int(self._buffer.stats()["commits"]) - int(self._before)
+
+    def blocks(self) -> int:
+        """In the file of the data."""
+        return int(self._buffer.stats()["streams"]["data"]["blocks"])
 
     def close(self) -> None:
         """The buffer's own last checkpoint."""
