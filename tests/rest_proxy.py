@@ -47,8 +47,14 @@ class Whole(NamedTuple):
 class RestProxy:
     """Listens until `close`; `port` may be given to come back at the same place."""
 
-    def __init__(self, port: int = 0, context: ssl.SSLContext | None = None, tokens: bool = False) -> None:
-        self.records: list[Record] = []
+    def __init__(
+        self,
+        port: int = 0,
+        context: ssl.SSLContext | None = None,
+        tokens: bool = False,
+        records: list[Record] | None = None,
+    ) -> None:
+        self.records: list[Record] = [] if records is None else records  # given: what an earlier one has accepted
         self.requests: list[list[Record]] = []  # of every request, accepted or not
         self.connections = 0
         self.asked = 0  # for the cluster

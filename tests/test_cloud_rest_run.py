@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -145,6 +146,44 @@ def test_killed_again_and_again_with_a_proxy_in_trouble_it_misses_nothing(
         for bed in BEDS:
             assert first_seen(arrived(proxy, bed, topic)) == names[bed], f"{bed} {topic}"
     assert len(proxy.on("observations")) > 4 * stored, "no copies: the kills did not fall where they should"
+
+
+def test_killed_at_any_moment_while_the_proxy_comes_and_goes_it_misses_nothing(make_site: MakeSite) -> None:
+    """Kills by the clock, not by what arrives; the proxy hangs up on requests under way and its port is closed."""
+    chance = random.Random(8)
+    proxy = RestProxy()
+    site = make_site(proxy, "batch_records = 10")
+    stored = outages = 0
+    running = site.run()
+    for kill in range(12):
+        site.store(mixed(20, stored))
+        stored += 20
+        seen = len(proxy.records)
+        proxy.wait(lambda proxy=proxy, seen=seen: len(proxy.records) > seen)
+        moment = time.monotonic() + chance.uniform(0.0, 0.1)
+        until(lambda moment=moment: time.monotonic() >= moment)
+        away = kill % 3 == 2
+        if away:
+            proxy.close()
+            outages += 1
+        running.send_signal(signal.SIGKILL)
+        running.wait(30)
+        running = site.run()
+        if away:
+            until(lambda running=running: site.status().get("pid") == running.pid)
+            until(lambda: site.status()["state"] == "waiting" and bool(site.status()["rest"]["detail"]))
+            proxy = RestProxy(proxy.port, records=proxy.records)
+    until(lambda: site.status().get("pid") == running.pid and delivered(site))
+    assert site.end(running) == 0
+    for stream, topic, each in (("data", "observations", 4), ("alerts", "alerts", 1)):
+        names = sealed(site, stream)
+        assert sum(map(len, names.values())) == stored * each
+        for bed in BEDS:
+            assert first_seen(arrived(proxy, bed, topic)) == names[bed], f"{bed} {topic}"
+    copies = len(proxy.on("observations")) + len(proxy.on("alerts")) - 5 * stored
+    proxy.close()
+    print(f"12 kills, {outages} outages, {5 * stored} records, {copies} copies, nothing missing")
+    assert copies > 0, "no copies: the kills did not fall where they should"
 
 
 def test_a_record_that_is_refused_is_counted_told_by_identity_and_does_not_stop_the_next(
