@@ -15,6 +15,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from edge_agent.operations import Operations
 from edge_agent.parts import Parts, build_pipeline, source_names
 from edge_agent.pipeline import GATEWAY, Feed, Pipeline
 from edge_agent.records import AlarmEvent, Chunk, Signal
+from edge_agent.risk import Risk, model_opener
 from edge_agent.supervision import Supervision
 from edge_agent.trends import Trends
 
@@ -116,6 +118,12 @@ class Agent:
             keep_limits=lambda settings: self._keep(LIMITS, settings),
         )  # fmt: skip
         cloud = self.config.cloud
+        self.risk: Risk | None = None
+        if self.config.model is not None:
+            self.risk = Risk(
+                self.config.model, self.pipeline, model_opener(parts.loaded), fault=self.fault,
+                post=self._post, keep=self._keep,
+            )  # fmt: skip
         self._supervision = Supervision(
             self.fault, central=any((cloud.kafka, cloud.mqtt, cloud.rest, cloud.alert_manager)),
             central_link_s=self.config.alarms.central_link_s, started_ns=self.started_ns,
@@ -145,6 +153,8 @@ class Agent:
             key = self._load_key(data_dir)
             await self._open_log(data_dir, key)
             self._open_buffer(data_dir, key)
+            if self.risk is not None and key is not None and self.buffer is not None and self.log is not None:
+                self.risk.restart(data_dir, key, self.log.settings(0.0), self.buffer.wait_ready)
             self.buttons = [
                 Button(each, on_press=self._on_press, on_fault=self._on_button_fault) for each in self.config.button
             ]
@@ -187,6 +197,8 @@ class Agent:
         self._stop.set()
 
     def _close(self) -> None:
+        if self.risk is not None:
+            self.risk.close()
         for button in self.buttons:
             button.close()
         for annunciator in self.annunciators:
@@ -290,6 +302,8 @@ class Agent:
 
     def _on_new_patient(self, bed: str) -> None:
         self.trends.clear(bed)
+        if self.risk is not None:
+            self.risk.new_patient(bed)
         self.keep()  # at once: after a kill the same patient must not look like a new one
 
     def keep(self) -> None:
@@ -300,6 +314,11 @@ class Agent:
     def _keep(self, key: str, settings: bytes) -> None:
         if self.log is not None:
             self.log.put(key, settings)
+
+    def _post(self, done: Callable[[], None]) -> None:
+        """Have something done in the loop; called in any thread, also while the agent ends."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(done)
 
     def _drive(self, signal: Signal) -> None:
         for annunciator in self.annunciators:
@@ -377,6 +396,8 @@ class Agent:
         self._clock_stepped(self._wall.step(time.time_ns(), now))
         self._supervision.look(now, self.annunciators, self._clock.quality() != UNSYNCHRONIZED, self.cloud)
         self.trends.sample(self.pipeline.latest, now)
+        if self.risk is not None:
+            self.risk.tick(now)
         self.keep()
 
     def _clock_stepped(self, moved_ns: int) -> None:

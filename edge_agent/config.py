@@ -137,6 +137,18 @@ class Scores(_Section):
     entry_h: float = Field(default=4.0, ge=0.25, le=24)  # how long consciousness and oxygen count that were entered
 
 
+class Model(_Section):
+    """The risk model; without this table there is none."""
+
+    bundle: Path | None = None  # folder of a signed bundle; none: the newest that comes with the package
+    trusted: tuple[Path, ...] = ()  # public keys (PEM) whose bundles are trusted beside those of the package
+    engine: Literal["", "litert", "tflite-runtime"] = ""  # which runtime is preferred
+    score: str = Field(default="sepsis_risk", pattern=r"^[a-z][a-z0-9_]{0,63}$")  # the name that presets know it by
+    shadow: bool = False  # scores are recorded and raise no alarm
+    every_s: float = Field(default=60.0, ge=1, le=3600)
+    deadline_s: float = Field(default=5.0, ge=0.1, le=60)  # for one answer; beyond it the model is at fault
+
+
 class Buffer(_Section):
     """Size and rhythm of the sealed buffer."""
 
@@ -318,6 +330,7 @@ class Config(_Section):
     button: tuple[Button, ...] = ()
     alarms: Alarms = Alarms()
     scores: Scores = Scores()
+    model: Model | None = None
     buffer: Buffer = Buffer()
     privacy: Privacy = Privacy()
     cloud: Cloud = Cloud()

@@ -168,6 +168,8 @@ class _Run:
                 pipeline.latest[bed][item.term] = item
                 for change in pipeline.watch.observe(bed, feed.name, item):
                     pipeline.alarms.apply(change)
+                if pipeline.note is not None:
+                    pipeline.note(bed, item)
             pipeline.out.append(Entry(bed, feed.name, self._patient, item))
             self._good += 1
         elif isinstance(item, Reply):
@@ -241,6 +243,7 @@ class Pipeline:
         self._append = append
         self._on_latency, self._on_alarm, self._on_restart = on_latency, on_alarm, on_restart
         self.out: list[Entry] = []
+        self.note: Callable[[str, Observation], None] | None = None  # told of each observation behind its alarms
         self._signalled_ns = 0
         self._mismatched: set[tuple[str, str]] = set()  # bed and source that names another patient there
 

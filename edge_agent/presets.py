@@ -29,6 +29,7 @@ LONGEST_SILENCE_S = 86400.0  # a vital that may be a day old is not watched
 EXPIRES_S = (
     90.0  # of a device's alarm that only repetition keeps up: a monitor that exports once a minute, and half of it
 )
+LONGEST_COOL_DOWN_S = 86400.0  # who was alerted yesterday is alerted again today
 LONGEST_EXPIRY_S = 3600.0  # an alarm that is an hour older than its last word says nothing of the patient
 PRIORITIES: tuple[Priority, ...] = ("high", "medium", "low")
 RANK: dict[str, int] = {"none": 0, "low": 1, "medium": 2, "high": 3}
@@ -59,6 +60,7 @@ class Condition:
     delay_s: float = 0.0
     off_delay_s: float = 0.0
     severity: float = 0.0  # deficit x seconds beyond the limit that end the delay early; 0: never
+    cool_down_s: float = 0.0  # of the verb `score_above`: once it has ended, the time before it may come again
     expires_s: float = 0.0  # of the verb `device_alarm`: greatest age of an alarm that only repetition keeps up
     latching: bool = False
     arming: str = "first"  # first | at_least | measured
@@ -126,7 +128,8 @@ def _written(row: Condition) -> dict[str, Any]:
     keys = ("kind", "priority", "present", "text", "source", "deadband", "delay_s", "off_delay_s", "latching")
     written = {key: getattr(row, key) for key in keys}
     written["arming"] = row.arming if row.arming == "first" else f"{row.arming} {row.arming_amount!r}"
-    return written | {key: getattr(row, key) for key in ("vital", "severity", "expires_s") if getattr(row, key)}
+    more = ("vital", "severity", "expires_s", "cool_down_s")
+    return written | {key: getattr(row, key) for key in more if getattr(row, key)}
 
 
 class _Cell(NamedTuple):
@@ -333,6 +336,9 @@ def _condition(condition_id: str, row: _Row) -> Condition:
         row["expires_s"].fail(f"has no meaning for `{verb}`", "remove it")
     if repeated and not expires_s:
         row["expires_s"].fail("0 would end every alarm at once", f"remove it for {EXPIRES_S:g} s")
+    cool_down_s = _number(row, "cool_down_s", 0.0, LONGEST_COOL_DOWN_S, "a day at most")
+    if cool_down_s and verb != "score_above":
+        row["cool_down_s"].fail("only a score may rest", "a limit on a vital sign comes whenever it is passed")
     latching = row["latching"].value if "latching" in row else False
     if not isinstance(latching, bool):
         row["latching"].fail("must be true or false")
@@ -344,7 +350,8 @@ def _condition(condition_id: str, row: _Row) -> Condition:
         text=text or condition_id.replace("_", " "), source=_text(row, "source") or f"site preset {row[''].path.name}",
         verb=verb, vital=vital, deadband=deadband, delay_s=delay_s,
         off_delay_s=_number(row, "off_delay_s", OFF_DELAY_S if limit else 0.0, 30.0),
-        severity=severity, expires_s=expires_s, latching=latching, arming=arming, arming_amount=amount, **parsed,
+        severity=severity, cool_down_s=cool_down_s, expires_s=expires_s, latching=latching,
+        arming=arming, arming_amount=amount, **parsed,
     )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ import pytest
 from watch_rig import BED, NS, Bedside, built_in, low, preset
 
 from edge_agent.presets import LIMIT_VERBS
-from edge_agent.records import Observation
-from edge_agent.terms import TERMS
+from edge_agent.records import Observation, Score
+from edge_agent.terms import TERMS, Term
 from edge_agent.watch import Watch
 from edge_agent.watch.room import RETURN_GRACE_S, SETTLE_S
 
@@ -144,12 +144,19 @@ def test_every_vital_that_is_watched_is_missed_at_its_age_to_the_nanosecond(name
     for vital, row in ages.items():
         assert row.silence_s is not None
         bed = Bedside(rows)
-        term = next(term for term in TERMS if term.vital == vital)
+        term = next((term for term in TERMS if term.vital == vital), None)
         value = {"temp": 37.0, "resp_rate": 12.0}.get(vital, 70.0)
-        bed.see_ns(5, term.name, value)
+
+        def say(bed: Bedside, at_ns: int, term: Term | None = term, name: str = vital, value: float = value) -> None:
+            if term is None:
+                bed.take(bed.watch.score(BED, "mon", Score(name, 0.0, at_ns)))
+            else:
+                bed.see_ns(at_ns, term.name, value)
+
+        say(bed, 5)
         bed.tick_ns(6)  # a pressure waits for its partner until the next turn
         again = 5 + round(row.silence_s * NS) // 2
-        bed.see_ns(again, term.name, value)
+        say(bed, again)
         bed.tick_ns(again + 1)
         due = again + round(row.silence_s * NS)
         bed.tick_ns(due - 1)

@@ -125,7 +125,8 @@ class Watch:
         """Conditions that a score makes present or absent; one that abstained raises and ends nothing.
 
         A score that is not a number is a fault of what computes it. A score feeds the advisory limits on its own name
-        only: one that is called like a vital sign feeds nothing.
+        only: one that is called like a vital sign feeds nothing. An alarm says which version it comes from, and on what
+        it rests.
         """
         state = self._beds.get(bed)
         if state is None or score.value is None:
@@ -140,7 +141,7 @@ class Watch:
         if slot is None:
             slot = state.scores[key] = Slot(state.vitals[score.name], source, None)
             slot.vital.slots.append(slot)
-        slot.vital.value(slot, Observation(score.name, score.value, "valid", score.at_ns), changes)
+        slot.vital.value(slot, Observation(score.name, score.value, "valid", score.at_ns), changes, _basis(score))
         return changes
 
     def device_alarm(self, bed: str, source: str, alarm: DeviceAlarm) -> Sequence[Change]:
@@ -310,3 +311,9 @@ class Watch:
         """End the technical conditions of a source that has just been heard, once its vitals had time to follow."""
         for tracker in bed.covered.trackers[source]:
             tracker.drive_within(False, at_ns, _SETTLE_NS, changes)
+
+
+def _basis(score: Score) -> str:
+    """What a score rests on, in words, for the alarm that it raises."""
+    parts = (score.version, f"coverage {score.coverage:.0%}" if score.version else "", score.detail)
+    return "; ".join(part for part in parts if part)

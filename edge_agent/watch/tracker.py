@@ -5,6 +5,10 @@ has held without a break for the condition delay, and absent when it has not hel
 on the monotonic times passed in, not on the number of samples. A delay that runs is a `deadline` in the queue that
 all trackers share; a deadline that was withdrawn stays in the queue and is recognised by not being current.
 
+A condition with a cool-down that has ended does not become present again before the cool-down is over; when what holds
+it up is still there then, it becomes so at that moment. Where it ended for want of data, or with its patient, there is
+none.
+
 Severity shortens the condition delay: the deficit, held from value to value, is integrated over the time that the
 condition has held, and the deadline lies where the area reaches the row's severity, if that is earlier.
 
@@ -91,8 +95,8 @@ class Tracker:
 
     __slots__ = (
         "area", "armed", "bed", "condition", "deadline", "deficit", "delay_ns", "detail", "leaving", "off_ns", "off_s",
-        "on_flip", "out", "outs", "present", "priority", "queue", "row", "severity_ns", "since_ns", "source", "text",
-        "value", "weighed_ns",
+        "on_flip", "out", "outs", "present", "priority", "queue", "rest_ns", "rests_ns", "row", "severity_ns",
+        "since_ns", "source", "text", "value", "weighed_ns",
     )  # fmt: skip
 
     def __init__(self, queue: Queue, bed: str, condition: str, row: Condition | None, *, off_s: float | None = None):
@@ -100,6 +104,7 @@ class Tracker:
         self.off_s = off_s  # in place of the row's
         self.follow(row)
         self.since_ns = 0  # when `out` became what it is
+        self.rests_ns: int | None = None  # until when it may not become present again
         self.area = self.deficit = 0.0  # integral up to `weighed_ns`, in ns, and the deficit held since then
         self.weighed_ns = 0
         self.out = False
@@ -122,6 +127,7 @@ class Tracker:
         self.delay_ns = round((row.delay_s if row else 0.0) * NS)
         self.off_ns = round(off_s * NS)
         self.severity_ns = row.severity * NS if row else 0.0
+        self.rest_ns = round((row.cool_down_s if row else 0.0) * NS)
 
     def settle(self, at_ns: int, changes: Changes) -> None:
         """Let a delay that runs be as long as the row says by now, counted from its begin."""
@@ -143,6 +149,8 @@ class Tracker:
             self.deadline = None
             return
         wait = self.delay_ns if out else self.off_ns
+        if out and self.rests_ns is not None:
+            wait = max(wait, self.rests_ns - at_ns)
         if wait == 0:
             self._flip(at_ns, changes)
         else:
@@ -165,7 +173,7 @@ class Tracker:
         until = self.since_ns + self.delay_ns
         if deficit > 0.0 and self.severity_ns:
             until = min(until, at_ns + max(0, math.ceil((self.severity_ns - self.area) / deficit)))
-        self._wait_until(until, at_ns, changes)
+        self._wait_until(until if self.rests_ns is None else max(until, self.rests_ns), at_ns, changes)
 
     def hold(self, at_ns: int) -> None:
         """Make the condition present without telling: it was told before a restart."""
@@ -181,6 +189,7 @@ class Tracker:
         if self.present:
             self.detail = detail
             self._flip(at_ns, changes)
+        self.rests_ns = None
 
     def waits(self, deadline: int) -> bool:
         """Whether a queue entry for that deadline still means something."""
@@ -209,10 +218,13 @@ class Tracker:
         self.deadline = None
         self.present = not self.present
         if self.present:
+            self.rests_ns = None
             changes.append(self.announce(at_ns))
             if self.on_flip is not None:
                 self.on_flip(self, at_ns, changes)
             return
+        if self.rest_ns:
+            self.rests_ns = at_ns + self.rest_ns
         if self.on_flip is not None:  # what takes the place of this condition is raised before it ends
             self.on_flip(self, at_ns, changes)
         changes.append(self.announce(at_ns))

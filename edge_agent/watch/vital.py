@@ -282,8 +282,8 @@ class Vital:
                     limit.outs.add(real)
             self.implausible.outs.discard(slot)
 
-    def value(self, slot: Slot, obs: Observation, changes: Changes) -> None:
-        """Feed a value that is not None into the limits, unless it is implausible."""
+    def value(self, slot: Slot, obs: Observation, changes: Changes, detail: str = "") -> None:
+        """Feed a value that is not None into the limits, unless it is implausible; `detail` is what an alarm says."""
         value, at_ns = obs.value, obs.at_ns
         assert value is not None
         why = plausible.reason(slot.term, value) if slot.term is not None else ""
@@ -308,7 +308,8 @@ class Vital:
             self.since_ns = at_ns
         if not self.armed:
             self._arm(value, at_ns)
-        detail = "questionable value" if obs.validity == "questionable" else ""
+        if obs.validity == "questionable":
+            detail = "questionable value"
         calm = self._judge(slot, value, at_ns, detail, changes)
         if self.stale is not None and self.stale.out:
             self.stale.drive(False, at_ns, changes)
