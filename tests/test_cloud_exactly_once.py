@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from buffer_rig import Rig, alert, numeric
 from cloud_site import Site, alarm, batches, count, drained, each_once, on_topic, plain, seen, until
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (
@@ -22,15 +23,20 @@ from confluent_kafka.admin import (
     ResourcePatternType,
     ResourceType,
 )
+from jsonschema import Draft202012Validator
 from kafka_broker import SASL_PASSWORD, STRANGER, Broker
+from test_buffer_quota import noise
 
+from cloud_sync import encode
 from cloud_sync.embedded import Arrival, Arrivals
 from cloud_sync.sinks import Fatal, Message, Resend, Retry, Settled
 from cloud_sync.sinks.kafka_properties import Properties
 from cloud_sync.sinks.kafka_transactions import Pace, TransactionalSink
+from edge_agent.buffer import load_kek
 
 pytestmark = pytest.mark.kafka
 EXACTLY, AT_LEAST = "exactly once (read_committed)", "at least once"
+SCHEMAS = Path(encode.__file__).parent / "schemas"
 
 
 @pytest.fixture
@@ -405,3 +411,47 @@ def test_a_refused_record_goes_alone_and_the_rest_of_its_transaction_arrives(kaf
     assert {one.dedup for one in done.rejected} == {"gw/i/60", "gw/i/61", "gw/i/62"}
     sink.close(1.0)
     each_once(seen(kafka.bootstrap, prefix, 97), "observations", 97)
+
+
+def test_what_the_quota_has_shed_is_told_to_kafka_once(
+    kafka: Broker, prefix: str, make_site: Callable[..., Site]
+) -> None:
+    """The forwarder stands still while the buffer overflows, goes on, and is killed on the way."""
+    site = make_site(plain(kafka), prefix)
+    child = site.run()
+    until(lambda: site.status().get("state") == "connected")
+    child.send_signal(signal.SIGSTOP)
+    rig = Rig(site.data_dir, load_kek(f"file:{site.key}"), quota_mb=1)
+    for number in range(250):  # 2 MB of waveforms that do not compress
+        rig.append(noise(number), numeric(number))
+        if number % 10 == 0:
+            rig.commit(alert(number))
+    rig.commit(numeric(250), alert(250))
+    issued = 2 * 250 + 1
+    rig.buffer.prune()
+    rig.wait(lambda: rig.buffer.stats()["pending"] == 0)
+    rig.close()
+    child.send_signal(signal.SIGCONT)
+    until(lambda: site.status()["forwarded"]["alerts"] > 0)
+    child.send_signal(signal.SIGKILL)
+    child.wait(30)
+    child = site.run()
+    until(lambda: site.status().get("pid") == child.pid and site.status().get("backlog_records") == 0)
+    found = seen(kafka.bootstrap, prefix, 251, 26)
+    told = [arrival for arrival in found if arrival.headers["schema"] == "gap"]
+    assert told and {arrival.topic for arrival in told} == {f"{prefix}.alerts"}
+    each_once(found, "alerts", 26 + len(told))
+    each_once(found, "observations", 251)
+    schema = Draft202012Validator(json.loads((SCHEMAS / "gap.json").read_text()))
+    gaps: list[dict[str, Any]] = []
+    for arrival in told:
+        message = json.loads(arrival.value)
+        schema.validate(message)
+        gaps.append(message["record"])
+    assert {(gap["reason"], gap["priority"]) for gap in gaps} == {("quota", 2)}
+    data = [*on_topic(found, "observations"), *on_topic(found, "waveforms")]
+    assert {gap["instance"] for gap in gaps} == {message["instance"] for message in data}
+    assert sum(gap["count"] for gap in gaps) == issued - len(data)
+    spans = {sequence for gap in gaps for sequence in range(gap["first"], gap["last"] + 1)}
+    assert {*range(1, issued + 1)} - {message["sequence"] for message in data} <= spans
+    assert site.end(child) == 0
