@@ -26,11 +26,13 @@ DOORS: dict[str, tuple[str, ...]] = {
     "fastavro": ("cloud_sync/avro.py",),
     "httpx": ("cloud_sync/registry.py", "cloud_sync/sinks/rest.py"),
     "gpiod": ("edge_agent/gpio_chips.py", "edge_agent/annunciators/gpio.py", "edge_agent/button.py"),
-    "matplotlib": ("edge_agent/burden/plot.py",),
+    "matplotlib": ("edge_agent/burden/plot.py", "models_tflite/training/"),
     "pyarrow": ("edge_agent/burden/", "models_tflite/training/"),
     "numpy": ("models_tflite/", "edge_agent/risk/"),
     "ai_edge_litert": ("models_tflite/runtime.py",),
     "tflite_runtime": ("models_tflite/runtime.py",),
+    "xgboost": ("models_tflite/training/",),
+    "sklearn": ("models_tflite/training/",),
     "rich": ("edge_agent/view.py", "edge_agent/view_beds.py"),
 }
 NAMELESS = {"utils", "helpers", "common", "manager", "base", "misc"}

@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models_tflite import features
 from models_tflite.training import trees
-from models_tflite.training.data import COLUMN, Stays
+from models_tflite.training.data import COLUMN, Stays, windows
 
 Array = NDArray[np.float64]
 
 FOLDER = Path(__file__).parent.parent / "baselines"
-LEARNED, TREES = "baselines.json", "xgboost.npz"
-NAMES = ("clock", "news2", "sirs", "qsofa", "logistic", "xgboost")
+LEARNED, GROWN = "baselines.json", ("xgboost", "xgboost_inputs")
+NAMES = ("clock", "news2", "sirs", "qsofa", "logistic", *GROWN)
 TITLES = {
     "clock": "ICU clock alone: prevalence per hour",
     "news2": "NEWS2, 5 vitals",
@@ -36,9 +37,11 @@ TITLES = {
     "qsofa": "qSOFA, 2 vitals",
     "logistic": "logistic, current vitals + age, sex",
     "xgboost": "XGBoost, current vitals + age, sex",
+    "xgboost_inputs": "XGBoost, the network's inputs",
 }
 TYPICAL = np.array([84.0, 97.5, 36.9, 121.0, 80.0, 60.0, 18.0], dtype=np.float32)  # medians, in the order of COLUMN
 _TYPICAL_AGE, _TYPICAL_SEX = 64.0, 0.5
+_CHUNK = 2048  # windows at a time: some 20 MB
 _VITAL = {name: index for index, name in enumerate(COLUMN)}
 
 # greatest value of each band, and points; held against edge_agent.watch.scores by a test
@@ -68,7 +71,9 @@ def load(folder: Path = FOLDER) -> list[Baseline]:
     path = folder / LEARNED
     try:
         learned = json.loads(path.read_text())
-        grown = trees.load(folder / TREES)
+        if learned["inputs"] != list(features.NAMES):
+            raise ValueError("they were fitted to other inputs than models_tflite.features gives")
+        grown = {name: trees.load(folder / f"{name}.npz") for name in GROWN}
         scores = scorers(learned, grown)
         return [
             Baseline(
@@ -92,7 +97,7 @@ def _number(value: float | None) -> float:
     return float("inf") if value is None else float(value)
 
 
-def scorers(learned: dict[str, Any], grown: trees.Trees) -> dict[str, Callable[[Stays], Array]]:
+def scorers(learned: dict[str, Any], grown: dict[str, trees.Trees]) -> dict[str, Callable[[Stays], Array]]:
     """The scoring function of each baseline from what was learned."""
     clock = np.asarray(learned["clock"], dtype=np.float64)
     weights, offset = np.asarray(learned["logistic"]["weights"]), float(learned["logistic"]["offset"])
@@ -104,7 +109,8 @@ def scorers(learned: dict[str, Any], grown: trees.Trees) -> dict[str, Callable[[
         "sirs": lambda stays: sirs(carried(stays)),
         "qsofa": lambda stays: qsofa(carried(stays)),
         "logistic": lambda stays: _risk((current(stays) - mean) / std @ weights + offset, platt["logistic"]),
-        "xgboost": lambda stays: _risk(grown.logit(current(stays)), platt["xgboost"]),
+        "xgboost": lambda stays: _risk(grown["xgboost"].logit(current(stays)), platt["xgboost"]),
+        "xgboost_inputs": lambda stays: _risk(grown["xgboost_inputs"].logit(newest(stays)), platt["xgboost_inputs"]),
     }
 
 
@@ -130,6 +136,17 @@ def current(stays: Stays) -> NDArray[np.float32]:
     length = np.diff(stays.first)
     out[:, -2] = np.repeat(np.where(np.isfinite(stays.age), stays.age, _TYPICAL_AGE), length)
     out[:, -1] = np.repeat(np.where(np.isfinite(stays.sex), stays.sex, _TYPICAL_SEX), length)
+    return out
+
+
+def newest(stays: Stays) -> NDArray[np.float32]:
+    """What the network sees of every row in the last step of its window; (N, len(features.NAMES))."""
+    out = np.empty((stays.rows, len(features.NAMES)), dtype=np.float32)
+    of_row = stays.of_row
+    for begin in range(0, stays.rows, _CHUNK):
+        rows = np.arange(begin, min(begin + _CHUNK, stays.rows))
+        last_day = windows(stays, rows, features.WINDOW)
+        out[rows] = features.inputs(last_day, stays.age[of_row[rows]], stays.sex[of_row[rows]])[:, -1]
     return out
 
 
