@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent import NOTICE, __version__, terms
 from edge_agent.control import Operation, Refused
+from edge_agent.exposition import cloud, family
 from edge_agent.limits import Limits, Unchangeable
 from edge_agent.pipeline import GATEWAY
 from edge_agent.presets import PRIORITIES
@@ -298,26 +299,30 @@ class Operations:
     def metrics(self) -> str:
         """Counters in Prometheus text format (version 0.0.4)."""
         agent = self._agent
-        lines = []
-        for figure in ("items", "rejects"):
-            lines.append(f"# TYPE edge_agent_{figure}_total counter")
-            lines += [
-                f'edge_agent_{figure}_total{{source="{_label(name)}"}} {getattr(feed, figure)}'
-                for name, feed in agent.feeds.items()
-            ]
-        lines.append("# TYPE edge_agent_buffer gauge")
-        for key, value in self._buffer().items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                lines.append(f'edge_agent_buffer{{figure="{key}"}} {value}')
+        lines: list[str] = []
+        for figure, text in (
+            ("items", "Observations, alarms and other items that a source has given."),
+            ("rejects", "Messages or frames of a source that could not be understood."),
+        ):
+            samples = [({"source": name}, getattr(feed, figure)) for name, feed in agent.feeds.items()]
+            lines += family(f"edge_agent_{figure}_total", "counter", text, samples)
+        figures = [
+            ({"figure": key}, value)
+            for key, value in self._buffer().items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        lines += family("edge_agent_buffer", "gauge", "Figures of the sealed buffer, as in the status.", figures)
         latency = agent.latency.view()
-        lines.append("# TYPE edge_agent_alarm_latency_seconds gauge")
-        for quantile, key in (("0.5", "p50_us"), ("0.99", "p99_us")):
-            if latency[key] is not None:
-                lines.append(f'edge_agent_alarm_latency_seconds{{quantile="{quantile}"}} {latency[key] / 1e6}')  # type: ignore[operator]
-        lines.append("# TYPE edge_agent_faults gauge")
-        lines.append(f"edge_agent_faults {len(agent.faults)}")
+        quantiles = [
+            ({"quantile": quantile}, seconds / 1e6)
+            for quantile, key in (("0.5", "p50_us"), ("0.99", "p99_us"))
+            if (seconds := latency[key]) is not None
+        ]
+        text = "Time from the last byte of a value to the hand-over of its alarm."
+        lines += family("edge_agent_alarm_latency_seconds", "gauge", text, quantiles)
+        lines += family("edge_agent_faults", "gauge", "Technical faults that are present.", [({}, len(agent.faults))])
         lines += self._alarm_metrics()
-        lines += _cloud_metrics(agent.cloud)
+        lines += cloud(agent.cloud)
         return "\n".join(lines) + "\n"
 
     def _alarm_metrics(self) -> list[str]:
@@ -326,36 +331,16 @@ class Operations:
         counts: Counter[tuple[str, str]] = Counter(
             (bed, event.priority) for bed, event in agent.pipeline.alarms.active()
         )
-        lines = ["# TYPE edge_agent_alarms gauge"]
-        for bed in (*agent.pipeline.beds.ids, GATEWAY):
-            for priority in PRIORITIES:
-                label = f'bed="{_label(bed)}",priority="{priority}"'
-                lines.append(f"edge_agent_alarms{{{label}}} {counts[bed, priority]}")
+        found = [
+            ({"bed": bed, "priority": priority}, counts[bed, priority])
+            for bed in (*agent.pipeline.beds.ids, GATEWAY)
+            for priority in PRIORITIES
+        ]
+        lines = family("edge_agent_alarms", "gauge", "Alarms that are not over, by bed and priority.", found)
         if agent.log is not None:
-            lines += [
-                "# TYPE edge_agent_alarm_log_waiting gauge",
-                f"edge_agent_alarm_log_waiting {agent.log.waiting()}",
-            ]
+            text = "Entries of the alarm log that are not on the disk yet."
+            lines += family("edge_agent_alarm_log_waiting", "gauge", text, [({}, agent.log.waiting())])
         return lines
-
-
-def _label(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"')
-
-
-def _cloud_metrics(cloud: Mapping[str, Any] | None) -> list[str]:
-    """What cloud-sync last wrote about itself, as counters by stream."""
-    lines = ["# TYPE cloud_sync_connected gauge"]
-    lines.append(f"cloud_sync_connected {int(bool(cloud) and (cloud or {}).get('state') == 'connected')}")
-    for name in ("forwarded", "dropped"):
-        found = (cloud or {}).get(name)
-        if isinstance(found, dict):
-            lines.append(f"# TYPE cloud_sync_{name}_total counter")
-            lines += [f'cloud_sync_{name}_total{{stream="{_label(str(key))}"}} {int(n)}' for key, n in found.items()]
-    backlog = (cloud or {}).get("backlog_records")
-    if isinstance(backlog, int):
-        lines += ["# TYPE cloud_sync_backlog_records gauge", f"cloud_sync_backlog_records {backlog}"]
-    return lines
 
 
 def _text(request: Mapping[str, Any], key: str) -> str:
