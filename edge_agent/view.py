@@ -5,8 +5,8 @@ that is never higher or wider than the terminal. What must be seen comes first (
 take the richest of three forms that fits them all: a card with a trend for each vital sign, two lines, or one line.
 When not even one line a bed fits, the beds with the highest alarms stay and a line tells how many do not.
 
-Keys of `status` that may be missing: `trends`, `limits`, `limits_off`, `preset_changed`, `scores` and `entered` of a
-bed, `max_age_s` of a value, `buttons`.
+Keys of `status` that may be missing: `trends`, `limits`, `limits_off`, `preset_changed`, `scores`, `entered` and
+`risk` of a bed, `max_age_s` of a value, `buttons`.
 """
 
 from __future__ import annotations
@@ -104,18 +104,15 @@ def plain_line(status: Status) -> str:
         for bed in status.get("beds", ())
         for alarm in by_priority(bed.get("alarms", ()))
     ] + [f"gateway {alarm['priority'].upper()} {alarm_text(alarm)}" for alarm in status.get("gateway_alarms", ())]
-    scores = [
-        f"{clean(bed['id'])} {clean(view_scores.main(bed['scores'])[0])}"
-        for bed in status.get("beds", ())
-        if bed.get("scores")
-    ]
-    told = f" scores: {'; '.join(scores)} |" if scores else ""
+    told = [(clean(bed["id"]), clean(view_scores.main(bed)[0]).replace(" | ", ", ")) for bed in status.get("beds", ())]
+    scores = "; ".join(f"{bed} {line}" for bed, line in told if line)
     links = " ".join(f"{clean(source['name'])}={source['state']}" for source in status.get("sources", ()))
     buffer = status.get("buffer") or {}
     cloud = status.get("cloud")
     forwarded = f"{cloud['state']} forwarded {_forwarded(cloud)}" if cloud else "off"
     return (
-        f"beds {len(status.get('beds', ()))} | alarms: {'; '.join(alarms) or 'none'} |{told} {links} | "
+        f"beds {len(status.get('beds', ()))} | alarms: {'; '.join(alarms) or 'none'} | "
+        f"{f'scores: {scores} | ' if scores else ''}{links} | "
         f"latency {_latency(status)} | buffered {buffer.get('stored', 0)} pending {buffer.get('pending', 0)} | "
         f"cloud {forwarded}"
     )
@@ -221,7 +218,7 @@ def _card(bed: Status, width: int, glyphs: Glyphs) -> list[Text]:
 def _brief(bed: Status, width: int, glyphs: Glyphs) -> list[Text]:
     alarms = [cut(Text("  ") + alarm_line(alarm, width - 2), width) for alarm in by_priority(bed.get("alarms", ()))]
     numbers = Text(" ")
-    score = clean(view_scores.short(bed.get("scores") or {}))
+    score = clean(view_scores.short(bed))
     if score:
         numbers.append(f" {score}")
     _append_vitals(numbers, bed, width, glyphs)

@@ -198,8 +198,8 @@ def heading(bed: Status, width: int) -> Text:
 
 
 def score_line(bed: Status, width: int) -> list[Text]:
-    """NEWS2 and what models say on one line, with the response to the band where it fits whole; none without scores."""
-    told, response = view_scores.main(bed.get("scores") or {})
+    """NEWS2 and the risk on one line, with the response to the band where it fits whole; none without scores."""
+    told, response = view_scores.main(bed)
     if not told:
         return []
     line = Text(f"  {clean(told)}")

@@ -160,12 +160,27 @@ def pulses(*priorities: str, output: str = "yellow", condition: str = "x") -> li
 ATTENDED = [*pulses("low", "medium", "high"), *pulses("high", output="buzzer")]
 
 
+WHOLE = {"label": "NEWS2", "value": 3, "present": 7, "needed": 7, "band": "low-medium"}
+
+
 def attended(state: str = "Ack", inactivation: str = "audio_paused") -> Outcome:
     it = Outcome("ICU-1", "ICU-2", "oximeter")
     seen = status([{**DESATURATION, "state": state}], [])
     seen["beds"][0]["alarm"] = {"inactivation": {"state": inactivation, "remaining_s": 9} if inactivation else None}
-    it.observe(seen)
+    for score in ({**WHOLE, "value": 0, "band": "zero"}, WHOLE, {**WHOLE, "value": 5, "present": 6}):
+        seen["beds"][0]["scores"] = {"news2": score}
+        it.observe(seen)
     return it
+
+
+def test_the_highest_whole_news2_is_told_and_a_partial_one_is_none() -> None:
+    it = attended()
+    assert "score            ICU-1 at most NEWS2 3 low-medium" in it.summary([], {}, [], None, {})
+    partly = Outcome("ICU-1", "ICU-2", "oximeter", scripted=False)
+    seen = status([], [])
+    seen["beds"][0]["scores"] = {"news2": {**WHOLE, "present": 6}}
+    partly.observe(seen)
+    assert partly.unattended(ATTENDED, "") == ["NEWS2 of ICU-1 was never whole"]
 
 
 def test_what_a_nurse_would_have_missed_is_named() -> None:
@@ -182,7 +197,9 @@ def test_a_self_test_is_no_alarm_and_a_person_at_the_keys_need_not_act() -> None
     tried = [Edge(*_tried(edge)) for edge in ATTENDED]
     assert len(attended().unattended(tried, "")) == 4
     by_hand = Outcome("ICU-1", "ICU-2", "oximeter", scripted=False)
-    by_hand.observe(status([DESATURATION], []))
+    seen = status([DESATURATION], [])
+    seen["beds"][0]["scores"] = {"news2": WHOLE}
+    by_hand.observe(seen)
     assert by_hand.unattended(ATTENDED, "") == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,11 @@ def test_the_demo_shows_what_it_promises_and_leaves_nothing_behind() -> None:
     assert "operator: acknowledge; " in done.stdout and "operator: AUDIO PAUSED" in done.stdout
     assert "entries, chain holds" in done.stdout
     assert (
-        "seen: alarms of every priority, technical alarm, acknowledgement, pause, alarm log, forwarding" in done.stdout
+        "seen: alarms of every priority, technical alarm, acknowledgement, pause, whole NEWS2, alarm log, "
+        "forwarding" in done.stdout
     )
+    assert "operator: ICU-1 is alert and on air; NEWS2 0" in done.stdout
+    assert re.search(r"scores: ICU-1 NEWS2 3 low-medium; ICU-2 NEWS2 \d+ \(partial, 5 of 7\)", done.stdout)
     left = [
         process.cmdline()
         for process in psutil.process_iter()

@@ -3,8 +3,8 @@
 Everything runs as it does in a hospital, in processes of its own with a configuration of its own, in a temporary folder
 that goes at the end. The demo itself holds the devices and is a client of the agent's control socket. On a terminal a
 person is the operator, by keys; elsewhere a script acknowledges and pauses. It ends with a summary, and with exit code
-0 only when alarms of every priority, the technical alarm, the operator's actions, the alarm log and the forwarding were
-really seen.
+0 only when alarms of every priority, the technical alarm, the operator's actions, a whole NEWS2, the alarm log and the
+forwarding were really seen.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from edge_agent import view
@@ -145,6 +146,7 @@ class Demo:
             self._started = time.monotonic()
             devices = asyncio.create_task(ward.run())
             stack.push_async_callback(_cancelled, devices)
+            stack.push_async_callback(_cancelled, asyncio.create_task(self._look_at_patient()))
             if self.hand:
                 stack.enter_context(keys(self._keys(ward)))
                 stack.push_async_callback(_cancelled, asyncio.create_task(self._ring()))
@@ -206,6 +208,7 @@ class Demo:
     def _keys(self, ward: Ward) -> dict[str, Callable[[], Awaitable[None] | None]]:
         return {
             "a": self._operator.acknowledge,
+            "o": partial(self._operator.observe, self.beds[0]),
             "p": self._operator.pause,
             "r": self._operator.resume,
             "c": ward.pull_or_plug,
@@ -224,6 +227,11 @@ class Demo:
         ):
             await asyncio.sleep(max(0.0, second - self.elapsed()))
             await action()
+
+    async def _look_at_patient(self) -> None:
+        """What a nurse enters on every round, whoever acts on alarms."""
+        await asyncio.sleep(max(0.0, self._script.observes_s - self.elapsed()))
+        await self._operator.observe(self.beds[0])
 
     async def _ring(self) -> None:
         """Ring the terminal's bell for every pulse where there is no loudspeaker."""
@@ -267,7 +275,7 @@ class Demo:
             self._say(f"the demo was shorter than the {_shortest(self._script):.0f} s that its story takes")
         if not missing:
             acted = "" if self.hand else "acknowledgement, pause, "
-            self._say(f"seen: alarms of every priority, technical alarm, {acted}alarm log, forwarding")
+            self._say(f"seen: alarms of every priority, technical alarm, {acted}whole NEWS2, alarm log, forwarding")
         return 1 if missing else 0
 
     def _output(self) -> list[Edge]:

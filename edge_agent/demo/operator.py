@@ -17,8 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edge_agent import view_scores
+
 REPLY_S = 5.0
-KEYS = "a acknowledge  p pause audio  r resume  c pull or plug the cable  b battery alarm  l alarm log  q quit"
+KEYS = (
+    "a acknowledge  o observe  p pause audio  r resume  c pull or plug the cable  b battery alarm  l alarm log  q quit"
+)
 
 
 class Operator:
@@ -44,13 +48,19 @@ class Operator:
         if await self._ask("resume"):
             self._tell("operator: audio on again")
 
-    async def _ask(self, op: str) -> dict[str, Any]:
+    async def observe(self, bed: str) -> None:
+        """Look at the patient of a bed: alert, on air. No device knows that, and NEWS2 is partial without it."""
+        reply = await self._ask("observe", bed=bed, consciousness="A", oxygen=False)
+        if reply:
+            self._tell(f"operator: {bed} is alert and on air; {view_scores.short(reply) or 'no NEWS2'}")
+
+    async def _ask(self, op: str, **request: Any) -> dict[str, Any]:
         """The reply, empty when the agent refused or did not answer, which is told."""
         try:
             async with asyncio.timeout(REPLY_S):
                 reader, writer = await asyncio.open_unix_connection(self._socket)
                 try:
-                    writer.write(json.dumps({"op": op}).encode() + b"\n")
+                    writer.write(json.dumps({"op": op, **request}).encode() + b"\n")
                     reply: dict[str, Any] = json.loads(await reader.readline())
                 finally:
                     writer.close()

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_agent import view_scores
 from edge_agent.presets import Condition
 
 LOST = ("source_lost", "source_silent")  # rows of the preset that a pulled cable may raise, as ROW:SOURCE
@@ -53,6 +54,7 @@ class Outcome:
     scripted: bool = True  # a script is the operator: what it does must be seen too
     acknowledged: bool = False
     paused: bool = False
+    news2: dict[str, Any] | None = None  # the highest whole one of the sick bed
     last: dict[str, Any] = field(default_factory=dict)
     _before: set[str] = field(default_factory=set)  # alarms of the oximeter's bed that were there before the pull
 
@@ -61,6 +63,8 @@ class Outcome:
         self.last = status
         for bed in status["beds"]:
             self.paused |= ((bed.get("alarm") or {}).get("inactivation") or {}).get("state") == "audio_paused"
+            if bed["id"] == self.sick_bed:
+                self._score((bed.get("scores") or {}).get(view_scores.MAIN))
             for alarm in bed["alarms"]:
                 self.acknowledged |= alarm["state"] == "Ack"
                 if bed["id"] == self.sick_bed and alarm["condition"].startswith("spo2_"):
@@ -80,6 +84,11 @@ class Outcome:
             return
         if self.physiological is None or order.index(alarm["priority"]) < order.index(self.physiological["priority"]):
             self.physiological = alarm
+
+    def _score(self, found: dict[str, Any] | None) -> None:
+        whole = found is not None and found["value"] is not None and found["present"] == found["needed"]
+        if whole and found is not None and (self.news2 is None or found["value"] > self.news2["value"]):
+            self.news2 = found
 
     def _of_oximeter(self, alarm: dict[str, Any]) -> bool:
         row, _, source = alarm["condition"].partition(":")
@@ -126,6 +135,8 @@ class Outcome:
             out.append("no alarm was acknowledged")
         if self.scripted and not self.paused:
             out.append("audio was not paused")
+        if self.news2 is None:
+            out.append(f"NEWS2 of {self.sick_bed} was never whole")
         if log_fault:
             out.append(f"alarm log: {log_fault}")
         return out
@@ -149,6 +160,8 @@ class Outcome:
             lines.append(self._physiological_line(self.physiological, output, spo2_sent, conditions))
         if self.technical is not None:
             lines.append(self._technical_line(self.technical, output, pulled_ns))
+        if self.news2 is not None:
+            lines.append(f"score            {self.sick_bed} at most {view_scores.text(view_scores.MAIN, self.news2)}")
         latency = self.last.get("latency") or {}
         if latency.get("count"):
             lines.append(

@@ -46,6 +46,7 @@ class Script:
     pulled_s: float = 30.0
     plugged_s: float = 38.0
     charged_s: float = 90.0
+    observes_s: float = 10.0  # by then the monitor has named the patient and the cuff has measured
     acknowledges_s: float = 29.0  # by then the HIGH has sounded for some seconds
     pauses_s: float = 33.0
     resumes_s: float = 42.0
