@@ -54,11 +54,17 @@ class Engine:
         return self.inputs[INPUT][0][-1]
 
     def roll(self, x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """The output after the last step, and whether it and the state are finite, both (B,), of x (T, B, width).
+        """The output after the last step, and whether it can be trusted, both (B,), of x (T, B, width).
+
+        It can when inputs, output and state are finite. The inputs are looked at here, because weights of 8 bits turn
+        a NaN into a number: what comes out of the network looks sound then.
 
         Raises: RuntimeError or ValueError when the interpreter refuses.
         """
         steps, batch, _ = x.shape
+        finite: NDArray[np.bool_] = np.isfinite(x).all(axis=(0, 2))
+        if not finite.all():
+            x = np.where(finite[:, None], x, np.float32(0.0))
         self._resize(batch)
         put, get, invoke = self._interpreter.set_tensor, self._interpreter.get_tensor, self._interpreter.invoke
         state = [np.zeros((batch, width), np.float32) for _, _, width in self._state]
@@ -69,7 +75,7 @@ class Engine:
             invoke()
             state = [get(index) for _, index, _ in self._state]
         risk = get(self._risk).reshape(batch)
-        finite = np.isfinite(risk)
+        finite &= np.isfinite(risk)
         for value in state:
             finite &= np.isfinite(value).all(axis=1)
         return risk, finite
