@@ -208,7 +208,7 @@ def _read_table(path: Path, labs: bool) -> Stays:
     if table["pid"].null_count:
         raise DataError(f"{path}: column pid is empty in {table['pid'].null_count} rows")
     known = table["pid"].combine_chunks().dictionary_encode()
-    pid = np.array([_number_of(value, path) for value in known.dictionary.to_pylist()], dtype=np.int64)
+    pid = np.array([number_of(value, path) for value in known.dictionary.to_pylist()], dtype=np.int64)
     code = known.indices.to_numpy()
     named = table["Site"].cast("string").combine_chunks().dictionary_encode()
     if named.null_count:
@@ -218,8 +218,8 @@ def _read_table(path: Path, labs: bool) -> Stays:
     return _assemble(path, pid[code], site, columns, labs)
 
 
-def _number_of(value: object, path: Path) -> int:
-    """A patient id as a number: 17, or 17 of p000017."""
+def number_of(value: object, path: Path) -> int:
+    """A patient id as a number: 17 of 17 or p000017. Raises: DataError."""
     try:
         return int(str(value).removeprefix("p"))
     except ValueError:
@@ -233,9 +233,9 @@ def _read_folder(path: Path, labs: bool) -> Stays:
     wanted = [*COLUMN.values(), *_ROW, *(LABORATORY if labs else ())]
     pids, sites, blocks = [], [], []
     for file in files:
-        block = _read_psv(file, wanted)
+        block = read_psv(file, wanted)
         blocks.append(block)
-        pids.append(np.full(len(block), _number_of(file.stem, file)))
+        pids.append(np.full(len(block), number_of(file.stem, file)))
         sites.append(np.full(len(block), site_of(file)))
     rows = np.concatenate(blocks)
     columns = {name: rows[:, index] for index, name in enumerate(wanted)}
@@ -247,10 +247,11 @@ def site_of(file: Path) -> str:
     folder = file.parent.name
     if folder.startswith("training_set") and len(folder) == len("training_setA"):
         return folder[-1]
-    return "B" if _number_of(file.stem, file) > 100_000 else "A"
+    return "B" if number_of(file.stem, file) > 100_000 else "A"
 
 
-def _read_psv(file: Path, wanted: list[str]) -> Floats:
+def read_psv(file: Path, wanted: list[str]) -> Floats:
+    """The wanted columns of one original file, shape (hours, columns), NaN where empty. Raises: DataError."""
     header, *lines = file.read_text(encoding="ascii", errors="replace").split("\n")
     names = header.strip().split("|")
     missing = [name for name in wanted if name not in names]

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models_tflite import features
 from models_tflite.training import alerts, baselines, metrics, trees
 from models_tflite.training.data import DataError, Stays, read, split
 
@@ -56,13 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fit(train: Stays, validation: Stays, out: Path, *, threads: int = 1) -> None:
     """Fit all baselines and write them to the folder `out`."""
-    grown = {
-        "xgboost": grow(train, validation, baselines.current, threads),
-        "xgboost_inputs": grow(train, validation, baselines.newest, threads),
-    }
+    grown, said = {}, {}
+    for name, inputs in (("xgboost", baselines.current), ("xgboost_inputs", baselines.newest)):
+        grown[name], said[name] = grow(train, validation, inputs, threads)
     learned: dict[str, Any] = {
         "data": "PhysioNet/CinC Challenge 2019, doi 10.13026/v64v-d857, CC BY 4.0; shares train and validation",
-        "inputs": list(features.NAMES),
         "clock": prevalence(train).tolist(),
         "logistic": logistic(train),
         "platt": {name: [1.0, 0.0] for name in ("logistic", *baselines.GROWN)},
@@ -72,10 +69,17 @@ def fit(train: Stays, validation: Stays, out: Path, *, threads: int = 1) -> None
         learned["platt"][name] = platt(validation.label, raw)
     scores = baselines.scorers(learned, grown)
     learned["thresholds"] = {name: thresholds(scores[name], train, validation) for name in baselines.NAMES}
+    made_up = baselines.example()
+    learned["golden"] = {
+        name: baselines.risk_of(said[name], learned["platt"][name]) if name in said else scores[name](made_up)
+        for name in baselines.NAMES
+    }
+    learned["golden"] = {name: np.round(values, 7).tolist() for name, values in learned["golden"].items()}
     out.mkdir(parents=True, exist_ok=True)
     for name, each in grown.items():
         each.save(out / f"{name}.npz")
-    (out / baselines.LEARNED).write_text(json.dumps(learned, indent=1) + "\n")
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in learned.items())
+    (out / baselines.LEARNED).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def prevalence(train: Stays) -> NDArray[np.float64]:
@@ -106,8 +110,10 @@ def logistic(train: Stays) -> dict[str, Any]:
     }
 
 
-def grow(train: Stays, validation: Stays, inputs: Callable[[Stays], NDArray[Any]], threads: int) -> trees.Trees:
-    """Trees for the label, as many as rank the validation rows best by WH."""
+def grow(
+    train: Stays, validation: Stays, inputs: Callable[[Stays], NDArray[Any]], threads: int
+) -> tuple[trees.Trees, NDArray[np.float64]]:
+    """Trees for the label, as many as rank the validation rows best by WH; and xgboost's own logits of the example."""
     import xgboost
 
     rows = xgboost.DMatrix(inputs(train), label=train.label.astype(np.float32))
@@ -120,7 +126,9 @@ def grow(train: Stays, validation: Stays, inputs: Callable[[Stays], NDArray[Any]
         found = metrics.within_hour(validation.label, risk, validation.hour)
         if found > best:
             best, count = found, number
-    return trees.from_xgboost(booster.get_dump(dump_format="json")[:count], base=0.0)  # the logit of base_score .5
+    made_up = xgboost.DMatrix(inputs(baselines.example()))
+    said = booster.predict(made_up, iteration_range=(0, count), output_margin=True).astype(np.float64)
+    return trees.from_xgboost(booster.get_dump(dump_format="json")[:count], base=0.0), said  # base_score .5: logit 0
 
 
 def platt(label: NDArray[Any], risk: NDArray[np.float64]) -> list[float]:
