@@ -1,0 +1,227 @@
+"""From the public recordings to a signed bundle with its model card: `python -m models_tflite.training.train --help`.
+
+Training stays teach; validation stays decide calibration and thresholds; test stays are scored once at the end, by
+`evaluate` and the bedside's own runner. The same data, seed and versions of the packages give the same weights. With
+`--studies` the ablations, both directions across hospitals and other seeds are trained as well, for the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from models_tflite import bundle, description, features, runner
+from models_tflite.training import alerts, baselines, card, data, evaluate, network, quantize, recipe, studies, tracking
+from models_tflite.training.data import DataError, Stays
+from models_tflite.training.network import Settings
+
+NAME, VERSION = "sepsis-lstm", "1.0.0"
+INTENDED_USE = (
+    "Research and demonstration: an hourly risk of sepsis within about six hours for adults in intensive care, shown "
+    "beside NEWS2 and the bedside alarms. Not a medical device; it decides nothing and silences nothing."
+)
+SOURCE = "PhysioNet/CinC Challenge 2019, doi 10.13026/v64v-d857, CC BY 4.0"
+_RUNTIME = {"ai-edge-litert": "2.1.6", "tflite-runtime": "2.14.0"}
+_QUALITY = description.Quality(recent_steps=6, least_vitals=3)
+_HYSTERESIS = 0.8  # of the threshold: the condition ends below it
+_COOL_DOWN_S = 2 * 3600.0  # before the condition may begin anew: two of the model's hours
+_TOLERANCE = 0.004  # of goldens: kernels for other processors round differently
+_GOLDENS = 5
+_CHECKED = 2000  # windows on which the conversion is proven
+
+
+class Made(NamedTuple):
+    """A bundle in its folder, and what is told of it in the card."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, convert, sign, evaluate and describe; returns the exit code."""
+    asked = _parser().parse_args(arguments)
+    wanted = {name: getattr(asked, name) for name in ("members", "units", "rounds") if getattr(asked, name)}
+    settings = Settings(seed=asked.seed, **wanted)
+    try:
+        key = bundle.private_key(asked.sign_key)
+        stays = data.read(asked.data, labs=True)
+        with tracking.track(asked.track, f"{NAME} {asked.version} seed {asked.seed}") as track:
+            made = make(stays, settings, asked, key, track)
+            found = judge(made.folder, asked, stays, track)
+            studied = studies.run(stays, settings, asked.threads, track, _tell) if asked.studies else {}
+            card.write(made.folder, found, made.facts, studied, data.describe(stays))
+            track.file(made.folder / card.NAME)
+    except (DataError, bundle.BundleRefused, quantize.ConversionFailed) as error:
+        print(error, file=sys.stderr)
+        return 2
+    _tell(f"{made.folder}: {sum(each.stat().st_size for each in made.folder.iterdir()) / 1000:.0f} kB")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m models_tflite.training.train", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+    )
+    parser.add_argument("--data", type=Path, required=True, help="Parquet file, or folder of .psv files")
+    parser.add_argument("--out", type=Path, required=True, help=f"the folder in which {NAME}-<version> is written")
+    parser.add_argument("--sign-key", type=Path, required=True, help="Ed25519 private key (PEM) that signs the bundle")
+    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (1)")
+    parser.add_argument("--version", default=VERSION, help=f"of the bundle ({VERSION})")
+    parser.add_argument("--threads", type=int, default=1, help="processor cores for the teacher's trees (1)")
+    parser.add_argument(
+        "--studies", action="store_true", help="train ablations, cross-hospital and other seeds as well"
+    )
+    parser.add_argument("--track", type=Path, help="keep the run in this MLflow store (a folder)")
+    parser.add_argument("--bootstrap", type=int, default=500, help="resamples of the patients for intervals (500)")
+    for name in ("members", "units", "rounds"):
+        parser.add_argument(f"--{name}", type=int, help=f"of the network ({getattr(Settings(), name)})")
+    return parser
+
+
+def make(
+    stays: Stays, settings: Settings, asked: argparse.Namespace, key: Ed25519PrivateKey, track: tracking.Track
+) -> Made:
+    """Train on the training stays, choose on the validation stays, and write the signed bundle."""
+    began = time.monotonic()
+    shares = data.split(stays)
+    validation = shares["validation"]
+    track.settings({**asdict(settings), "data": asked.data.name, "window": features.WINDOW})
+    net = recipe.fit(recipe.prepare(shares["train"], settings, asked.threads, _tell), settings, _tell)
+    model = quantize.convert(net)
+    errors = quantize.check(model, net, _checked(validation, net, settings.seed))
+    float_risk, risk = network.risks(net, validation), quantize.risks(model, net, validation)
+    chosen = recipe.choose(validation, risk)
+    calibrated = recipe.calibrate(risk, chosen.slope, chosen.offset)
+    figures = {
+        "float": recipe.figures(
+            validation, recipe.calibrate(float_risk, chosen.slope, chosen.offset), chosen.threshold
+        ),
+        "quantized": recipe.figures(validation, calibrated, chosen.threshold),
+    }
+    for name, each in figures.items():
+        _tell(f"validation, {name}: {_shown(each._asdict())}")
+        track.figures(each._asdict(), f"validation_{name}_")
+    facts = {
+        "settings": asdict(settings),
+        "parameters": net.parameters(),
+        "bytes": len(model),
+        "operations": dict(quantize.operations(model)),
+        "errors": {name: each._asdict() for name, each in errors.items()},
+        "validation": {name: each._asdict() for name, each in figures.items()},
+        "threshold": chosen.threshold,
+        "seconds": round(time.monotonic() - began),
+        "versions": {name: version_of(name) for name in ("tensorflow", "xgboost-cpu", "numpy", "ai-edge-litert")},
+    }
+    training: dict[str, str | int | float] = {
+        "data": SOURCE,
+        "share": "train; calibration and thresholds: validation; never seen: test",
+        "run": track.run or "not tracked",
+        "seed": settings.seed,
+        "parameters": net.parameters(),
+        "patients": len(shares["train"]),
+        **{f"validation_{name}": round(value, 4) for name, value in figures["quantized"]._asdict().items()},
+        **alerts.to_store(calibrated, validation.first),
+    }
+    about = _description(net, chosen, training, asked.version)
+    about = msgspec.structs.replace(about, goldens=runner.goldens(model, about, _windows(validation), _TOLERANCE))
+    folder = bundle.write(asked.out, model, about, key)
+    return Made(folder, facts)
+
+
+def _description(
+    net: network.Network, chosen: recipe.Chosen, training: dict[str, str | int | float], version: str
+) -> description.Description:
+    state = sum(len(each["r"]) for each in net.members)
+    vitals = zip(features.VITALS, features.UNITS, features.RANGES, strict=True)
+    return description.Description(
+        schema=description.SCHEMA,
+        name=NAME,
+        version=version,
+        intended_use=INTENDED_USE,
+        model=description.ModelFile("", 0),
+        runtime=_RUNTIME,
+        vitals=tuple(description.Vital(name, unit, low, high) for name, unit, (low, high) in vitals),
+        features=description.Features(
+            features.NAMES, **{name: _numbers(value) for name, value in net.scale._asdict().items()}
+        ),
+        window=description.WindowShape(features.WINDOW, 3600.0),
+        quality=_QUALITY,
+        state={"h": state, "c": state},
+        calibration=description.Calibration("platt", chosen.slope, chosen.offset),
+        thresholds=description.Thresholds(chosen.threshold, round(chosen.threshold * _HYSTERESIS, 6), _COOL_DOWN_S),
+        training=training,
+        goldens=description.Goldens(_TOLERANCE, (), ()),
+    )
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """As short as single precision allows: the text is signed and stays small."""
+    return tuple(float(str(np.float32(value))) for value in values)
+
+
+def _windows(stays: Stays) -> list[runner.Window]:
+    """Made-up patients (no recording leaves the data), from well to very ill, with and without gaps, age and sex."""
+    del stays
+    generator = np.random.default_rng(7)
+    well, ill = np.array([72, 98, 36.8, 128, 90, 70, 14.0]), np.array([128, 90, 39.4, 84, 54, 40, 33.0])
+    out = []
+    for number, share in enumerate(np.linspace(0.0, 1.0, _GOLDENS)):
+        hours = features.WINDOW if number % 2 == 0 else 5
+        course = np.linspace(0.5 * share, share, hours)[:, None]
+        rows = well + course * (ill - well) + generator.normal(0, 1, (hours, 7)) * np.array([3, 0.6, 0.1, 5, 3, 3, 1])
+        rows[:, 1] = np.minimum(rows[:, 1], 100.0)
+        rows[generator.random(rows.shape) < 0.15 * (number > 0)] = np.nan
+        known = number != 1
+        age, sex = (40.0 + 10 * number, float(number % 2)) if known else (np.nan, np.nan)
+        out.append(runner.Window(f"golden {number}", np.round(rows, 2), age, sex))
+    return out
+
+
+def _checked(stays: Stays, net: network.Network, seed: int) -> Any:
+    from models_tflite.training.samples import seen
+
+    rows = np.sort(np.random.default_rng(seed).choice(stays.rows, min(_CHECKED, stays.rows), replace=False))
+    return np.ascontiguousarray(network.normalised(seen(stays, rows), net.scale).transpose(1, 0, 2))
+
+
+def judge(folder: Path, asked: argparse.Namespace, stays: Stays, track: tracking.Track) -> dict[str, Any]:
+    """The whole evaluation on the test stays, beside all baselines; its plots are written beside the model."""
+    from models_tflite.training import report
+
+    test = stays.select(data.shares(stays) == "test")
+    trusted = folder.parent / f"{NAME}-{asked.version}.pub"
+    trusted.write_bytes(bundle.public_pem(bundle.private_key(asked.sign_key)))
+    try:
+        read = bundle.read(folder, [trusted])
+    finally:
+        trusted.unlink()
+    candidates = [evaluate.from_bundle(read, test)]
+    candidates += [evaluate.from_baseline(each, test) for each in baselines.load()]
+    found = evaluate.evaluate(test, candidates, asked.bootstrap)
+    found["data"] |= {"file": asked.data.name, "share": "test"}
+    values = {name: each["value"] for name, each in found["models"]["bundle"]["figures"]["all"].items()}
+    _tell(f"test: {_shown(values)}")
+    track.figures(values, "test_")
+    report.figures(test, candidates, folder)
+    return found
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
