@@ -168,7 +168,9 @@ _MAKE_KEY = "Make one with: openssl genpkey -algorithm ed25519, and its .pub wit
 
 def _signer(folder: Path, text: bytes, signature: bytes, keys: dict[str, Ed25519PublicKey]) -> str:
     if not keys:
-        raise BundleRefused(folder, "no public key is trusted", "Put the issuer's .pub file where the keys are kept")
+        raise BundleRefused(
+            folder, "no public key is trusted", "Name the issuer's .pub file: [model] trusted, or --key"
+        )
     for name, key in keys.items():
         try:
             key.verify(signature, text)

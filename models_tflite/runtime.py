@@ -105,15 +105,18 @@ def open_engine(model: bytes, prefer: str | None = None, oldest: Mapping[str, st
             return _open(package, model, oldest)
         except Exception as error:  # numpy 2 makes tflite-runtime raise SystemError; a broken wheel may raise anything
             reasons.append(f"{package}: {str(error) or type(error).__name__}".splitlines()[0])
+            # LiteRT checks a model's structure; the older runtime does not and ends the process over a damaged one
+            if package == PACKAGES[0] and isinstance(error, (ValueError, RuntimeError)):
+                break
     raise NoRuntime("; ".join(reasons))
 
 
 def _open(package: str, model: bytes, oldest: Mapping[str, str] | None) -> Engine:
     if oldest is not None and package not in oldest:
-        raise ValueError("the bundle does not allow it")
+        raise NoRuntime("the bundle does not allow it")
     version, make = _load(package)
     if oldest is not None and _numbers(version) < _numbers(oldest[package]):
-        raise ValueError(f"{version} is older than {oldest[package]}, which the bundle asks for")
+        raise NoRuntime(f"{version} is older than {oldest[package]}, which the bundle asks for")
     engine = Engine(package, version, make(model_content=model, num_threads=1))
     _, finite = engine.roll(np.zeros((2, 1, engine.width), np.float32))
     if not finite.all():
