@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from buffer_rig import KEK, Rig, alert, numeric, wave
+from buffer_rig import KEK, FakeClock, Rig, alert, numeric, wave
 from running_agent import Bedside
 
 from edge_agent import buffer
@@ -200,6 +200,26 @@ def test_doctor_tells_hours_fullness_and_quarantine(desk: Desk) -> None:
     rig.close()
     code, told = desk.run("doctor")
     assert code == 1 and re.search(r"\[warn\] buffer: .*quarantine/data-.* put aside", told)
+
+
+def test_doctor_tells_how_many_hours_the_quota_holds(desk: Desk) -> None:
+    clock = FakeClock()
+    rig = Rig(desk.data_dir, kek=desk.kek(), clock=clock)
+    for number in range(8):  # two minutes and a half, one record every 20 s
+        rig.commit(numeric(number))
+        clock.mono_step_ns += 20_000_000_000
+        clock.utc_step_ns += 20_000_000_000
+    rig.close()
+    _, told = desk.run("doctor")
+    found = re.search(
+        r"\[ok  \] buffer: 0 of 2048 MB used; holds ([\d.e+]+) h at the present rate, room for ([\d.e+]+) h", told
+    )
+    assert found, told
+    stats = json.loads(desk.run("buffer", "stats")[1])["capacity"]
+    assert (float(found[1]), float(found[2])) == (
+        pytest.approx(stats["capacity_h"], rel=1e-4), pytest.approx(stats["room_h"], rel=1e-4),
+    )  # fmt: skip
+    assert 1000 < float(found[2]) < float(found[1])
 
 
 def test_stats_tell_marks_capacity_and_keys(desk: Desk) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import software_tpm
 from buffer_rig import Rig, alert, numeric, read_all, values
-from running_agent import Bedside
+from running_agent import Bedside, dial, running, until
 from software_tpm import SoftwareTpm
 
+from bench.messages import frame
 from edge_agent import buffer
 from edge_agent.__main__ import main
 from edge_agent.buffer import keys, keys_tpm
@@ -67,6 +68,34 @@ def test_a_sealed_key_is_made_opens_the_buffer_and_is_never_overwritten(
     before = desk.path.read_bytes()
     code, told = desk.run("keys", "init", "--anew")
     assert code == 1 and "never overwritten" in told and desk.path.read_bytes() == before
+
+
+async def test_an_agent_seals_and_a_forwarders_reader_opens_under_the_sealed_key(tpm: SoftwareTpm, desk: Desk) -> None:
+    assert desk.run("keys", "init")[0] == 0
+    async with running(desk.config):
+        monitor = await dial(desk.bedside.port)
+        monitor.send(frame(1, 3, 97.0))
+        assert "|AA|" in await monitor.reply()
+        monitor.close()
+    reader = buffer.Reader(desk.bedside.data_dir, buffer.load_kek(f"tpm:{desk.path}"))
+    assert sum(len(block.entries) for block in reader.read("data", None)) > 5
+    reader.close()
+
+
+async def test_without_its_tpm_an_agent_raises_alarms_and_acknowledges_nothing(
+    tpm: SoftwareTpm, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert desk.run("keys", "init")[0] == 0
+    monkeypatch.setattr(keys_tpm, "_ALL_S", 0.5)
+    tpm.hang()
+    async with running(desk.config) as agent:
+        monitor = await dial(desk.bedside.port)
+        monitor.send(frame(1, 3, 80.0))
+        await until(lambda: desk.bedside.lit("spo2_low"), "the lamp")
+        assert any("the TPM does not give the key" in text for text in agent.faults.values())
+        with pytest.raises(TimeoutError):
+            await monitor.reply(0.3)
+        monitor.close()
 
 
 def test_another_board_does_not_open_it_and_the_copy_does(
