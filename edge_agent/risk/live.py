@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from edge_agent import config
 from edge_agent.buffer.clock import Clock
@@ -83,6 +83,7 @@ class Risk:
         self._clock = Clock()
         self.people: dict[str, tuple[float | None, float | None]] = {}  # age in years, sex 1 male 0 female
         self._last: dict[str, Score] = {}
+        self._why = ""  # the newest engine was left behind
         self._detail = ""  # of the fault that is told
         self._drift = Drift()
         self._counts = {"rounds": 0, "late": 0, "failed": 0, "dropped": 0}
@@ -163,7 +164,7 @@ class Risk:
         self._hung = [engine for engine in self._hung if engine.alive]
         if len(self._hung) >= MOST_HUNG:
             self._retry_ns = at_ns + PAUSES_NS[1]
-            self._say(f"{self._detail}; {MOST_HUNG} of its threads hang, another is not tried: restart the agent")
+            self._say(f"{self._why}; {MOST_HUNG} of its threads hang, another is not tried: restart the agent")
             return
         self._engine = Engine(self._open, self._told)
         self._about, self._due_ns = None, at_ns + OPEN_NS
@@ -198,6 +199,7 @@ class Risk:
         self._queue.clear()
         self._retry_ns = at_ns + self._pause_ns
         self._pause_ns = min(2 * self._pause_ns, PAUSES_NS[1])
+        self._why = why
         self._say(why)
 
     def _say(self, detail: str) -> None:
@@ -324,17 +326,24 @@ class Risk:
             "age_s": round((at_ns - score.at_ns) / 1e9, 1),
         }
 
-    def metrics(self) -> list[str]:
-        """Counters in Prometheus text format."""
+    def metrics(self) -> list[tuple[str, Literal["counter", "gauge"], str, list[tuple[dict[str, str], float]]]]:
+        """Name, type, help and samples of each metric."""
         view = self._drift.view()
-        lines = ["# TYPE edge_agent_model gauge", f'edge_agent_model{{figure="fault"}} {int(bool(self._detail))}']
-        figures = {**self._counts, **{key: view[key] for key in ("scored", "abstained", "errors", "mean_risk")}}
-        lines += [f'edge_agent_model{{figure="{key}"}} {value}' for key, value in figures.items() if value is not None]
-        lines.append("# TYPE edge_agent_model_drift gauge")
-        for vital, found in view["vitals"].items():
-            lines += [
-                f'edge_agent_model_drift{{vital="{vital}",figure="{key}"}} {value}'
-                for key, value in found.items()
-                if value is not None
-            ]
-        return lines
+        figures = {"fault": int(bool(self._detail)), **{key: view[key] for key in ("abstained_share", "mean_risk")}}
+        drift = [
+            ({"vital": vital, "figure": key}, float(value))
+            for vital, found in view["vitals"].items()
+            for key, value in found.items()
+            if value is not None
+        ]
+        return [
+            (
+                "edge_agent_model_total", "counter", "Rounds, and answers of the model that were late or of no use.",
+                [({"what": key}, float(value)) for key, value in self._counts.items()],
+            ),
+            (
+                "edge_agent_model", "gauge", "Whether the risk model is at fault, and what it says on average.",
+                [({"figure": key}, float(value)) for key, value in figures.items() if value is not None],
+            ),
+            ("edge_agent_model_drift", "gauge", "Vital signs of today against those of the training.", drift),
+        ]  # fmt: skip

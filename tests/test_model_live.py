@@ -1,0 +1,201 @@
+"""The model at the bedside: scores of the live path are those of the rows, and what becomes of a score."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import model_bundles
+import numpy as np
+import pytest
+from risk_rig import ABOUT, HOUR_NS, NS, Invented, Ward
+
+from edge_agent.config import ConfigError
+from edge_agent.presets import load_presets
+from edge_agent.risk import model_opener
+from models_tflite import bundle, features
+from models_tflite.runner import Runner, Window
+
+TERMS = ("heart_rate", "spo2", "temp", "nibp_sys", "nibp_mean", "nibp_dia", "resp_rate")
+
+
+def configured(folder: Path, kind: str = "int8", more: str = "") -> tuple[str, Runner]:
+    path, key = model_bundles.write(folder, kind)
+    runner = Runner(bundle.read(path, [key]))
+    return f'bundle = "{path}"\ntrusted = ["{key}"]\n{more}', runner
+
+
+def opened(folder: Path, settings: str, **more: object) -> Ward:
+    ward = Ward(folder, None, model=settings, **more)  # type: ignore[arg-type]
+    ward = Ward(folder, model_opener(ward.parts.loaded), model=settings, **more)  # type: ignore[arg-type]
+    ward.begin()
+    return ward
+
+
+@pytest.mark.parametrize("kind", ["int8", "float"])
+@pytest.mark.parametrize("seed", [3, 11])
+def test_hourly_rows_as_live_values_give_the_risks_of_the_rows(tmp_path: Path, kind: str, seed: int) -> None:
+    settings, runner = configured(tmp_path, kind)
+    ward = opened(tmp_path, settings)
+    assert ward.risk is not None
+    rows = model_bundles.rows(seed, hours=40, missing=0.3)
+    rows[20:22] = np.nan  # two hours without anything
+    ward.risk.people["ICU-1"] = (67.0, 1.0)
+    begin = ward.now
+    for hour, row in enumerate(rows):
+        ward.now = begin + hour * HOUR_NS
+        for term, value in zip(TERMS, row.tolist(), strict=True):
+            ward.see(term, None if math.isnan(value) else value, validity="valid" if value == value else "invalid")
+        (score,) = ward.ask(30.0)
+        (expected,) = runner.score([Window("", rows[max(0, hour - features.WINDOW + 1) : hour + 1], 67.0, 1.0)])
+        if hour in (20, 21):
+            assert score.value is None and "last hour" in score.detail
+            continue
+        assert expected.risk is not None or expected.status == "abstained"
+        assert score.value == pytest.approx(expected.risk, abs=1e-6)
+        assert score.version == runner.bundle.identity
+    assert sum(score.value is not None for score in ward.scores()) > 30
+
+
+def test_a_score_above_its_limit_is_an_advisory_alarm_that_says_on_what_it_rests(tmp_path: Path) -> None:
+    model = Invented(0.3)
+    ward = Ward(tmp_path, lambda: model)
+    ward.begin()
+    (score,) = ward.ask()
+    assert (score.name, score.value, score.coverage, score.version) == ("sepsis_risk", 0.3, 0.5, ABOUT.identity)
+    assert ward.active() == {}
+    model.risk = 0.7
+    ward.ask()
+    assert ward.active() == {"sepsis_risk": f"{ABOUT.identity}; coverage 50%; resp_rate +0.200, heart_rate +0.100"}
+    (event,) = [each for _, each in ward.events if each.condition == "sepsis_risk"]
+    assert (event.kind, event.priority, event.event, event.value) == ("advisory", "medium", "start", 0.7)
+    assert (event.vital, event.limit, event.source) == ("sepsis_risk", "score_above 0.6", "model")
+    model.risk = 0.55  # within the deadband
+    ward.ask()
+    assert "sepsis_risk" in ward.active()
+    model.risk = 0.4
+    ward.ask()
+    assert ward.active() == {}
+
+
+def test_a_score_that_comes_back_within_the_cool_down_waits_for_its_end(tmp_path: Path) -> None:
+    model = Invented(0.9)
+    ward = Ward(tmp_path, lambda: model)
+    ward.begin()
+    ward.ask()
+    model.risk = 0.1
+    ward.ask()
+    assert ward.active() == {}
+    ended, model.risk = ward.now, 0.9
+    while ward.now < ended + 3540 * NS:
+        ward.ask()
+        assert ward.active() == {}
+    ward.ask()
+    assert "sepsis_risk" in ward.active() and ward.now == ended + 3600 * NS
+    ward.pipeline.admit("ICU-1", "P2", ward.now)
+    assert ward.active() == {}
+    ward.ask()
+    assert "sepsis_risk" in ward.active(), "the cool-down was the other patient's"
+
+
+def test_a_model_commands_no_high_alarm_and_no_limit_rests(tmp_path: Path) -> None:
+    for row, says in (
+        ('id = "sepsis_risk"\npriority = "high"', "medium at most"),
+        ('id = "spo2_low"\ncool_down_s = 60', "only a score may rest"),
+        ('id = "sepsis_risk"\ncool_down_s = 86401', "over the ceiling"),
+        ('id = "sepsis_risk"\nkind = "physiological"', "a score is advisory"),
+    ):
+        path = tmp_path / "site.toml"
+        path.write_text(f'name = "site"\nextends = "adult"\n[[condition]]\n{row}\n')
+        with pytest.raises(ConfigError, match=says):
+            load_presets([path])
+
+
+def test_shadow_records_scores_and_raises_nothing(tmp_path: Path) -> None:
+    model = Invented(0.9)
+    ward = Ward(tmp_path, lambda: model, model="shadow = true\n")
+    ward.begin()
+    (score,) = ward.ask()
+    assert score.value == 0.9 and score.detail.startswith("shadow")
+    model.risk = math.nan
+    ward.ask()
+    model.risk = lambda bed: 1 / 0
+    ward.turn(60)
+    ward.hear()
+    ward.turn(1000)
+    assert ward.events == [] and ward.faults == [] and ward.signals == []
+    assert ward.risk is not None and ward.risk.status()["state"] == "fault"
+
+
+def test_an_answer_about_a_patient_who_has_left_is_dropped(tmp_path: Path) -> None:
+    model = Invented(0.9)
+    ward = Ward(tmp_path, lambda: model, beds=2)
+    ward.begin()
+    ward.turn(60)
+    ward.pipeline.admit("ICU-1", "P2", ward.now)
+    ward.hear()
+    assert ward.scores("ICU-1") == [] and [score.value for score in ward.scores("ICU-2")] == [0.9]
+    assert ward.active() == {} and "sepsis_risk" in ward.active("ICU-2")
+
+
+def test_only_beds_whose_preset_has_the_score_are_scored_in_batches(tmp_path: Path) -> None:
+    model = Invented()
+    ward = Ward(tmp_path, lambda: model, beds=40)
+    ward.begin()
+    now = ward.now
+    limits = ward.pipeline.limits
+    assert limits is not None
+    limits.set_preset("ICU-7", "paediatric", "biomed", now)
+    ward.turn(60)
+    for _ in range(3):
+        ward.hear()
+        ward.turn(1)
+    beds = [[each.window.bed for each in batch.beds] for batch in model.batches]
+    assert [len(each) for each in beds] == [16, 16, 7]
+    assert [bed for each in beds for bed in each] == [f"ICU-{bed}" for bed in range(1, 41) if bed != 7]
+    assert len(ward.scores()) == 39
+    ward.turn(1)
+    assert ward.posted.empty() and len(model.batches) == 3, "the next round begins a minute after this one"
+
+
+def test_silence_of_the_model_on_a_scored_bed_is_a_technical_alarm(tmp_path: Path) -> None:
+    model = Invented(0.7)
+    ward = Ward(tmp_path, lambda: model)
+    ward.begin()
+    ward.ask()
+    model.risk = None
+    for _ in range(9):
+        ward.ask()
+    assert set(ward.active()) == {"sepsis_risk"}, "to abstain ends nothing"
+    ward.ask()
+    assert set(ward.active()) == {"sepsis_risk_stale"}
+    model.risk = 0.7
+    ward.ask()
+    assert set(ward.active()) == {"sepsis_risk"}, "no cool-down where the score was only missing"
+
+
+def test_status_and_metrics_tell_model_answers_and_drift(tmp_path: Path) -> None:
+    model = Invented(0.2)
+    ward = Ward(tmp_path, lambda: model)
+    assert ward.risk is not None
+    assert ward.risk.status()["state"] == "waiting" and ward.risk.bed_status("ICU-1", ward.now) is None
+    ward.begin()
+    for term, value in zip(TERMS, (80, 100, 40, 80, 80, 120, 20), strict=True):
+        ward.see(term, value)
+    ward.ask(30)
+    model.risk = None
+    ward.ask()
+    status = ward.risk.status()
+    assert (status["state"], status["model"], status["suggested_limit"]) == ("running", ABOUT.identity, 0.6)
+    drift = status["drift"]
+    assert (drift["evaluations"], drift["scored"], drift["abstained"], drift["mean_risk"]) == (2, 1, 1, 0.2)
+    assert drift["abstained_share"] == 0.5 and drift["reasons"] == {"coverage": 1}
+    assert drift["vitals"]["heart_rate"]["shift_sd"] == 0 and drift["vitals"]["spo2"]["shift_sd"] == 2
+    assert drift["vitals"]["resp_rate"]["far"] == 1, "six deviations from the mean"
+    bed = ward.risk.bed_status("ICU-1", ward.now)
+    assert bed is not None and (bed["value"], bed["detail"], bed["age_s"]) == (None, "coverage", 0.0)
+    lines = {
+        (name, *labels.values()): value for name, _, _, samples in ward.risk.metrics() for labels, value in samples
+    }
+    assert lines["edge_agent_model", "fault"] == 0 and lines["edge_agent_model_total", "rounds"] == 2
+    assert lines["edge_agent_model_drift", "spo2", "shift_sd"] == 2
