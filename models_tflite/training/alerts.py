@@ -23,7 +23,7 @@ Rows = NDArray[Any]
 LOCKOUT_H = 2  # the longest for which 5 alarms a day are still below half of what the lockout itself allows
 PER_DAY = (1, 2, 5)  # alarms per patient-day at which sensitivity is told
 _HOURS_PER_DAY = 24
-_KEY = "threshold_for_{}_alarms_per_day"
+KEY = "threshold_for_{}_alarms_per_day"
 
 
 class Burden(NamedTuple):
@@ -91,13 +91,13 @@ def threshold_for(score: Rows, target: float, first: Rows, lockout_h: int = LOCK
 
 def to_store(score: Rows, first: Rows, lockout_h: int = LOCKOUT_H) -> dict[str, float]:
     """The thresholds for 1, 2 and 5 alarms per patient-day as a bundle's `training` keeps them; of validation rows."""
-    found = {_KEY.format(rate): threshold_for(score, rate, first, lockout_h) for rate in PER_DAY}
+    found = {KEY.format(rate): threshold_for(score, rate, first, lockout_h) for rate in PER_DAY}
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def stored(training: Mapping[str, Any]) -> dict[int, float]:
     """The thresholds that `to_store` put into a bundle's `training`, by alarms per patient-day."""
-    return {rate: float(training[_KEY.format(rate)]) for rate in PER_DAY if _KEY.format(rate) in training}
+    return {rate: float(training[KEY.format(rate)]) for rate in PER_DAY if KEY.format(rate) in training}
 
 
 def burden(label: Rows, first: Rows, score: Rows, threshold: float, lockout_h: int = LOCKOUT_H) -> Burden:

@@ -140,7 +140,8 @@ def figures(stays: Stays, candidates: list[Candidate], folder: Path) -> list[Pat
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "bedside-edge", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+    plain = {"svg.hashsalt": "bedside-edge", "svg.fonttype": "none"}  # the same file each time, text as text
+    matplotlib.rcParams.update({**plain, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
