@@ -169,6 +169,13 @@ def test_a_schema_registry_is_asked_with_its_login_and_gets_no_schema(doctor: Do
     assert "registry" not in doctor()
 
 
+def test_avro_that_nobody_gets_is_told(doctor: Doctor) -> None:
+    avro = f'[cloud.encoding]\nformat = "avro"\nregistry = "http://127.0.0.1:{free_port()}"'
+    (found,) = doctor(avro, '[cloud.alert_manager]\nlink = "mllp://127.0.0.1:9"')["encoding"]
+    assert found.startswith("warn: avro is set and no receiver gets it") and "\ndo: remove [cloud.encoding]" in found
+    assert "encoding" not in doctor(avro, '[cloud.rest]\nurl = "http://127.0.0.1:9"\ncluster = "c"')
+
+
 def test_what_leaves_of_patients_is_told(doctor: Doctor, tmp_path: Path) -> None:
     (found,) = doctor()["privacy"]
     assert found.startswith("warn: patients' identifiers are left out: [privacy] key is not set\ndo: set [privacy] key")

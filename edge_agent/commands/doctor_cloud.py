@@ -85,6 +85,10 @@ def check_registry(loaded: Loaded) -> Iterator[Finding]:
     encoding = loaded.config.cloud.encoding
     if encoding.format != "avro":
         return
+    cloud = loaded.config.cloud
+    if not (cloud.kafka or cloud.mqtt or cloud.rest):
+        remedy = "remove [cloud.encoding], or add [cloud.kafka], [cloud.mqtt] or [cloud.rest]"
+        yield Finding("encoding", "warn", "avro is set and no receiver gets it; an alert manager gets HL7", remedy)
     from cloud_sync.registry import registry
     from cloud_sync.sinks import Fatal, Retry
 
