@@ -244,6 +244,7 @@ class Operations:
             "buffer": self._buffer(),
             "log": self._log(),
             "cloud": agent.cloud,
+            "model": None if agent.risk is None else agent.risk.status(),
             "annunciators": self._annunciators(),
             "buttons": self._buttons(),
         }
@@ -278,6 +279,7 @@ class Operations:
             "alarm": view,
             "alarms": active,
             **self._scores(bed, now),
+            "risk": None if self._agent.risk is None else self._agent.risk.bed_status(bed, now),
         }
 
     def _buffer(self) -> dict[str, Any]:
@@ -322,6 +324,9 @@ class Operations:
         lines += family("edge_agent_alarm_latency_seconds", "gauge", text, quantiles)
         lines += family("edge_agent_faults", "gauge", "Technical faults that are present.", [({}, len(agent.faults))])
         lines += self._alarm_metrics()
+        if agent.risk is not None:
+            for name, kind, text, samples in agent.risk.metrics():
+                lines += family(name, kind, text, samples)
         lines += cloud(agent.cloud)
         return "\n".join(lines) + "\n"
 

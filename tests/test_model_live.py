@@ -45,7 +45,7 @@ def test_hourly_rows_as_live_values_give_the_risks_of_the_rows(tmp_path: Path, k
     for hour, row in enumerate(rows):
         ward.now = begin + hour * HOUR_NS
         for term, value in zip(TERMS, row.tolist(), strict=True):
-            ward.see(term, None if math.isnan(value) else value, validity="valid" if value == value else "invalid")
+            ward.see(term, None if math.isnan(value) else value, validity="invalid" if math.isnan(value) else "valid")
         (score,) = ward.ask(30.0)
         (expected,) = runner.score([Window("", rows[max(0, hour - features.WINDOW + 1) : hour + 1], 67.0, 1.0)])
         if hour in (20, 21):
