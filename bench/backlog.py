@@ -26,7 +26,7 @@ def fill(data_dir: Path, key: Path, records: int) -> int:
         create_key_file(key)
     made = entries(_CHUNK, time.monotonic_ns() - 3600 * 10**9)
     parts = [made[start : start + GROUP] for start in range(0, _CHUNK, GROUP)]
-    store = Sealed(data_dir, load_kek(f"file:{key}"))
+    store = Sealed(data_dir, load_kek(f"file:{key}"))  # one at a time, so that blocks are of 110
     try:
         for number in range(-(-records // GROUP)):
             store.commit(parts[number % len(parts)])

@@ -101,7 +101,6 @@ def _rows(
     return [
         *rows,
         at_most("alarm p99, draining / quiet", [ratio(delays, 0.99)], 1.25),
-        at_most("the same over the echo's own", [ratio(delays, 0.99) / ratio(echoes, 0.99)], 1.25),
         at_most("alarm p50, draining / quiet", [ratio(delays, 0.5)], 1.25),
     ]
 

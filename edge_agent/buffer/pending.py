@@ -122,9 +122,10 @@ class Pending:
         for start in range(0, len(entries), _GROUP_ENTRIES):
             part = entries if len(entries) <= _GROUP_ENTRIES else entries[start : start + _GROUP_ENTRIES]
             size = len(part) * ENTRY_BYTES
-            for entry in part:
-                if entry.record.__class__ is not Observation:
-                    size += _content_bytes(entry)
+            if priority == WAVEFORM:
+                size += sum([len(entry.record.samples) for entry in part if isinstance(entry.record, Waveform)])
+            else:
+                size += sum([_content_bytes(entry) for entry in part if entry.record.__class__ is not Observation])
             lane.append(Group(ticket, part, size, gaps))
             self.bytes += size
             self.records += len(part)
