@@ -1,11 +1,11 @@
 """What the network sees: the last day of seven vital signs, hour by hour, as numbers that say nothing of the clock.
 
-Theory of operation. A window has one row per hour, oldest first. It is always `WINDOW` steps long: where fewer rows exist, and
-before a vital was first measured, its first value is repeated backwards; after that the last value is carried on. So a bed of
-two hours and one of two days give windows of one length, and neither the number of steps nor the habits of charting
-are an input. Where one of the three pressures is missing in an hour, the other two give it. A vital that was never
-measured in the window takes a typical value. The result depends on the rows of the window, age and sex only, and is finite for
-any input: what is not finite or beyond `RANGES` counts as not measured.
+Theory of operation. A window has one row per hour, oldest first. It is always `WINDOW` steps long: where fewer rows
+exist, and before a vital was first measured, its first value is repeated backwards; after that the last value is
+carried on. So a bed of two hours and one of two days give windows of one length, and neither the number of steps nor
+the habits of charting are an input. Where one of the three pressures is missing in an hour, the other two give it. A
+vital that was never measured in the window takes a typical value. The result depends on the rows of the window, age and
+sex only, and is finite for any input: what is not finite or beyond `RANGES` counts as not measured.
 
 Source: bands of NEWS2, Royal College of Physicians, 2017 (consciousness and oxygen are not among the inputs).
 """
@@ -56,8 +56,8 @@ Floats = NDArray[np.float64]
 def inputs(vitals: ArrayLike, age: ArrayLike, sex: ArrayLike) -> NDArray[np.float32]:
     """The network's inputs of a window, float32 of shape (..., WINDOW, len(NAMES)), finite, not normalised.
 
-    `vitals` has shape (..., T, 7) with T from 0 to WINDOW, one row per hour, oldest first, NaN where nothing was measured. `age` in
-    years and `sex` (1 male, 0 female) have the shape (...), NaN where unknown.
+    `vitals` has shape (..., T, 7) with T from 0 to WINDOW, one row per hour, oldest first, NaN where nothing was
+    measured. `age` in years and `sex` (1 male, 0 female) have the shape (...), NaN where unknown.
 
     Raises: ValueError for another shape.
     """
