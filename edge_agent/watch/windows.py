@@ -42,6 +42,7 @@ SOURCES: Final[tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]] = (
 RANGES: Final = ((10, 300), (30, 100), (25, 44), (20, 300), (10, 250), (5, 200), (1, 90))
 VITALS: Final = tuple(vital for vital, _ in SOURCES)
 _NONE = float("nan")
+_NEVER = -(1 << 63)  # before every time, also those that another boot's become
 _EMPTY = array("d", [_NONE]) * SLOTS
 
 
@@ -77,7 +78,7 @@ class _Stream:
     def clear(self) -> None:
         """Forget everything."""
         self.bins = None
-        self.number = self.ends_ns = 0
+        self.number, self.ends_ns = 0, _NEVER
         self.values: list[float] = []
         self.stride = self.wait = 1
 
