@@ -148,14 +148,15 @@ def test_killed_again_and_again_with_a_proxy_in_trouble_it_misses_nothing(
     assert len(proxy.on("observations")) > 4 * stored, "no copies: the kills did not fall where they should"
 
 
-def test_killed_at_any_moment_while_the_proxy_comes_and_goes_it_misses_nothing(make_site: MakeSite) -> None:
+def test_killed_at_any_moment_while_the_proxy_comes_and_goes_it_misses_nothing(
+    proxy: RestProxy, make_site: MakeSite, request: pytest.FixtureRequest
+) -> None:
     """Kills by the clock, not by what arrives; the proxy hangs up on requests under way and its port is closed."""
     chance = random.Random(8)
-    proxy = RestProxy()
     site = make_site(proxy, "batch_records = 10")
     stored = outages = 0
     running = site.run()
-    for kill in range(12):
+    for kill in range(9):
         site.store(mixed(20, stored))
         stored += 20
         seen = len(proxy.records)
@@ -173,6 +174,7 @@ def test_killed_at_any_moment_while_the_proxy_comes_and_goes_it_misses_nothing(m
             until(lambda running=running: site.status().get("pid") == running.pid)
             until(lambda: site.status()["state"] == "waiting" and bool(site.status()["rest"]["detail"]))
             proxy = RestProxy(proxy.port, records=proxy.records)
+            request.addfinalizer(proxy.close)
     until(lambda: site.status().get("pid") == running.pid and delivered(site))
     assert site.end(running) == 0
     for stream, topic, each in (("data", "observations", 4), ("alerts", "alerts", 1)):
@@ -181,8 +183,7 @@ def test_killed_at_any_moment_while_the_proxy_comes_and_goes_it_misses_nothing(m
         for bed in BEDS:
             assert first_seen(arrived(proxy, bed, topic)) == names[bed], f"{bed} {topic}"
     copies = len(proxy.on("observations")) + len(proxy.on("alerts")) - 5 * stored
-    proxy.close()
-    print(f"12 kills, {outages} outages, {5 * stored} records, {copies} copies, nothing missing")
+    print(f"9 kills, {outages} outages, {5 * stored} records, {copies} copies, nothing missing")
     assert copies > 0, "no copies: the kills did not fall where they should"
 
 
