@@ -319,7 +319,7 @@ def _measured(plan: _Plan, armed: set[str], latest: Mapping[str, Observation], a
             it = latest.get(term.name)
             if it is None or it.value is None or it.validity != "valid" or at_ns - it.at_ns >= age_ns:
                 continue
-            if not math.isfinite(it.value) or plausible.reason(term, it.value) or _crossed(it, latest):
+            if plausible.reason(term, it.value) or _crossed(it, latest):
                 continue
             if name not in armed and name in _CONNECTED:
                 if it.value < _CONNECTED[name]:

@@ -37,7 +37,7 @@ def risk(bed: Bed) -> str:
         return f"{name} ---{shadow}: {found.get('detail') or 'no reason given'}"
     age_s = found.get("age_s", 0.0)
     old = f", {age_s / 60:.0f} min ago" if age_s > _OLD_S else ""
-    return f"{name} {value:.2f}{shadow} (coverage {found['coverage']:.0%}{old})".replace("%)", " %)")
+    return f"{name} {value:.2f}{shadow} (coverage {100 * found['coverage']:.0f} %{old})"
 
 
 def short(bed: Bed) -> str:

@@ -40,11 +40,14 @@ async def test_a_key_acts_at_once_and_the_terminal_is_as_before_in_the_end(termi
 async def test_what_an_operator_does_is_a_request_and_is_told(tmp_path: Path) -> None:
     asked: list[str] = []
     told: list[str] = []
-    replies = {"acknowledge": {"acknowledged": 2}, "pause_audio": {"seconds": 120}, "resume": {"beds": []}}
+    replies = {"acknowledge": {"acknowledged": 2}, "pause_audio": {"seconds": 120}, "resume": {"beds": []},
+               "observe": {"scores": {"news2": {"label": "NEWS2", "value": 0, "present": 6, "needed": 7}}}}  # fmt: skip
 
     def operation(name: str) -> object:
-        def run(_request: object, _operator: str) -> dict[str, object]:
+        def run(request: dict[str, object], _operator: str) -> dict[str, object]:
             asked.append(name)
+            if name == "observe":
+                assert request == {"op": "observe", "bed": "ICU-1", "consciousness": "A", "oxygen": False}
             return dict(replies[name])
 
         return run
@@ -60,7 +63,9 @@ async def test_what_an_operator_does_is_a_request_and_is_told(tmp_path: Path) ->
         await operator.acknowledge()
         await operator.pause()
         await operator.resume()
+        await operator.observe("ICU-1")
     finally:
         await server.close()
-    assert asked == ["acknowledge", "pause_audio", "resume"]
+    assert asked == ["acknowledge", "pause_audio", "resume", "observe"]
     assert "2 alarms" in told[1] and "120 s" in told[2]
+    assert told[4] == "operator: ICU-1 is alert and on air; NEWS2 0 (6/7)"

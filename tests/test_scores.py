@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.watch.scores import Result, mews, news2, qsofa, rox, shock_index, sirs
+from edge_agent.watch.scores import NEWS2_RESPONSE, Result, mews, news2, qsofa, rox, shock_index, sirs
 
 NORMAL: dict[str, Any] = {
     "resp_rate": 16, "spo2": 97, "oxygen": False, "systolic": 120, "pulse": 70, "consciousness": "A",
@@ -39,12 +39,13 @@ NEWS2_EDGES: dict[str, list[tuple[float, int]]] = {
     "pulse": [(30, 3), (40, 3), (41, 1), (50, 1), (51, 0), (90, 0), (91, 1), (110, 1), (111, 2), (130, 2), (131, 3)],
     "temperature": [(34, 3), (35.0, 3), (35.01, 1), (35.05, 1), (35.1, 1), (36.0, 1), (36.1, 0), (38.0, 0),
                     (38.05, 1), (38.1, 1), (39.0, 1), (39.05, 2), (39.1, 2), (42, 2)],
-    "spo2": [(70, 3), (91, 3), (92, 2), (93, 2), (94, 1), (95, 1), (96, 0), (100, 0)],
+    "spo2": [(70, 3), (91, 3), (91.5, 2), (92, 2), (93, 2), (93.5, 1), (94, 1), (95, 1), (95.5, 0), (96, 0), (100, 0)],
 }  # fmt: skip
 SCALE_2_EDGES = {
-    False: [(83, 3), (84, 2), (85, 2), (86, 1), (87, 1), (88, 0), (92, 0), (93, 0), (97, 0), (100, 0)],
-    True: [(83, 3), (84, 2), (85, 2), (86, 1), (87, 1), (88, 0), (92, 0), (92.5, 1), (93, 1), (94, 1), (95, 2),
-           (96, 2), (97, 3), (100, 3)],
+    False: [(83, 3), (83.5, 2), (84, 2), (85, 2), (85.5, 1), (86, 1), (87, 1), (87.5, 0), (88, 0), (92, 0), (93, 0),
+            (97, 0), (100, 0)],
+    True: [(83, 3), (83.5, 2), (84, 2), (85, 2), (85.5, 1), (86, 1), (87, 1), (87.5, 0), (88, 0), (92, 0), (92.5, 1),
+           (93, 1), (94, 1), (94.5, 2), (95, 2), (96, 2), (96.5, 3), (97, 3), (100, 3)],
 }  # fmt: skip
 MEWS_EDGES: dict[str, list[tuple[float, int]]] = {
     "systolic": [(70, 3), (71, 2), (80, 2), (81, 1), (100, 1), (101, 0), (199, 0), (199.5, 2), (200, 2)],
@@ -91,6 +92,23 @@ def test_news2_second_scale_and_the_inputs_that_are_words() -> None:
 )  # fmt: skip
 def test_news2_bands(changed: dict[str, Any], band: str) -> None:
     assert news2(**{**NORMAL, **changed}).band == band
+    assert NEWS2_RESPONSE[band]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_missing_in_every_score(value: float) -> None:
+    for name in ("resp_rate", "spo2", "systolic", "pulse", "temperature"):
+        for scale in (1, 2):
+            assert news2(**{**NORMAL, name: value}, scale=scale).points[name] is None  # type: ignore[arg-type]
+    for name in ("systolic", "heart_rate", "resp_rate", "temperature"):
+        assert mews(**{**MEWS_NORMAL, name: value}).points[name] is None
+    assert qsofa(resp_rate=value, systolic=value).present == sirs(temperature=value, paco2=value).present == 0
+    assert shock_index(heart_rate=value, systolic=120).value is None
+    assert rox(spo2=value, fio2=0.5, resp_rate=20).value is None
+
+
+def test_no_two_scores_ask_for_the_same_response() -> None:
+    assert len(set(NEWS2_RESPONSE.values())) == 5
 
 
 @pytest.mark.alm("ALM-32")

@@ -156,6 +156,87 @@ def squeezed(line: str) -> str:
     return " ".join(line.split())
 
 
+def news2(value: float | None, present: int, band: str | None = None) -> dict[str, Any]:
+    said = {"label": "NEWS2", "value": value, "present": present, "needed": 7, "band": band, "detail": "pulse 3"}
+    return {"news2": {**said, "response": "be there"} if band else said}
+
+
+def risk(value: float | None, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": "sepsis_risk",
+        "value": value,
+        "coverage": 0.833,
+        "detail": "",
+        "shadow": False,
+        "age_s": 9.0,
+        **fields,
+    }
+
+
+SHOCK = {"label": "SI", "value": 0.9, "present": 2, "needed": 2, "band": "concern", "detail": ""}
+VITALS = {"heart_rate": value(131.0, "/min"), "spo2": value(97.0, "%")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"scores": news2(3, 7, "low-medium")}, "NEWS2 3 low-medium: be there"),
+        ({"scores": news2(3, 5, "low-medium")}, "NEWS2 3 (partial, 5 of 7) at least low-medium: be there"),
+        ({"scores": news2(0, 5)}, "NEWS2 0 (partial, 5 of 7)"),
+        ({"scores": news2(None, 0)}, "NEWS2 --- (partial, 0 of 7)"),
+        ({"scores": news2(0, 7), "risk": risk(0.1234)}, "NEWS2 0 | sepsis risk 0.12 (coverage 83 %)"),
+        ({"risk": risk(0.5, shadow=True, age_s=180)}, "sepsis risk 0.50 in shadow (coverage 83 %, 3 min ago)"),
+        ({"scores": news2(0, 7), "risk": risk(None, detail="3 of 6 hours")}, "NEWS2 0 | sepsis risk ---: 3 of 6 hours"),
+        ({"risk": risk(None)}, "sepsis risk ---: no reason given"),
+    ],
+)
+def test_a_card_tells_news2_and_the_risk_with_what_they_rest_on(fields: dict[str, Any], line: str) -> None:
+    lines = drawn(only(values=VITALS, **fields), width=100)
+    assert [squeezed(each) for each in lines[1:4]] == ["B no alarm preset adult", line, squeezed(lines[3])]
+    assert f"| scores: B {line.partition(': be')[0].replace(' | ', ', ')} | " in view.plain_line(only(**fields))
+
+
+def test_a_bed_without_scores_has_no_line_for_them() -> None:
+    lines = drawn(only(values=VITALS, scores={}, risk=None, entered={"scale": 1}), width=100)
+    assert [squeezed(each).partition(" ")[0] for each in lines[1:4]] == ["B", "HR", "SpO2"]
+    assert "scores" not in view.plain_line(only(scores={}, risk=None))
+
+
+def test_one_bed_large_tells_every_score_and_what_was_entered() -> None:
+    entered = {"scale": 2, "consciousness": {"value": "V", "age_s": 60.0, "left_s": 9.0},
+               "oxygen": {"value": True, "fio2": 40.0, "age_s": 300.0, "left_s": 9.0}}  # fmt: skip
+    scores = {**news2(5, 7, "medium"), "shock_index": SHOCK}
+    status = only(values=VITALS, scores=scores, entered=entered, risk=risk(0.2, detail="resp_rate +0.1"))
+    told = [squeezed(line) for line in drawn(status, width=100, bed="B")]
+    at = told.index("entered: consciousness V 1 min ago, oxygen yes 40 % 5 min ago, SpO2 scale 2")
+    assert told[at + 1 : at + 5] == [
+        "NEWS2 5 medium [pulse 3]", "be there", "SI 0.9 concern", "sepsis risk 0.20 (coverage 83 %) [resp_rate +0.1]",
+    ]  # fmt: skip
+    entered = {"scale": 1, "oxygen": {"value": False, "fio2": None, "age_s": 0.0, "left_s": 9.0}}
+    assert "  entered: oxygen no 0 min ago" in drawn(only(values=VITALS, scores=scores, entered=entered), bed="B")
+
+
+def test_in_little_room_scores_take_one_line_then_a_word_then_none() -> None:
+    status = only(values=VITALS, scores={**news2(3, 5), "shock_index": SHOCK}, risk=risk(None, detail="too few hours"))
+    small = {height: [squeezed(line) for line in drawn(status, 40, height, bed="B")] for height in range(5, 10)}
+    assert "SI 0.9 concern" in small[9]
+    assert "NEWS2 3 (partial, 5 of 7) | sepsis ri…" in small[6] and "SI 0.9 concern" not in small[6]
+    assert not any(line.startswith("NEWS2") for line in small[5])
+    assert all(any(line.startswith("SpO2 97") for line in lines) for lines in small.values()), "values come first"
+    two = {**ward(8), "sources": []}
+    for each in two["beds"]:
+        each["scores"] = news2(3, 5)
+    brief = drawn(two, 80, 30)
+    assert sum(squeezed(line).startswith("NEWS2 3 (5/7)") for line in brief) == 8
+    whole = only(values=VITALS, scores=news2(3, 7, "low-medium"))
+    assert any(line.startswith("  NEWS2 3  HR 131") for line in drawn(whole, 60, 5))
+
+
+def test_a_score_wears_no_colour_of_an_alarm() -> None:
+    line = line_with(coloured(only(values=VITALS, scores=news2(9, 7, "high"))).splitlines(), "NEWS2")
+    assert not re.search(r"\x1b\[[0-9;]*(3[1-7]|4[1-7])", line), line
+
+
 def test_a_whole_screen_reads_as_expected() -> None:
     lines = drawn(STATUS, width=170)
     assert lines[0] == "icu-gw-1  bedside-edge 0.1.0  up 1:01:15"
