@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,3 +158,32 @@ def test_without_its_tools_it_is_told_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(keys_tpm.TpmTrouble, match=r"is not installed: apt install tpm2-tools"):
         keys_tpm.seal(bytes(range(32)))
+
+
+@pytest.mark.skipif(shutil.which("systemd-creds") is None, reason="systemd-creds is not installed")
+def test_a_credential_that_systemd_binds_to_the_tpm_opens_on_its_board_alone(
+    tpm: SoftwareTpm, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that `keys init` prints, with the TPM and one of its registers named."""
+    _, told = desk.run("keys", "init", "--key", "credential:edge-agent.kek")
+    command = "\n".join(line for line in told.splitlines() if line.startswith("  "))
+    command = command.replace("/etc/credstore.encrypted", str(tmp_path / "store"))
+    command = command.replace("--with-key=auto", f"--with-key=tpm2 --tpm2-device={tpm.tcti} --tpm2-pcrs=0")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = tmp_path / "loaded"
+    loaded.mkdir()
+
+    def decrypt(tcti: str) -> int:
+        words = ["systemd-creds", "decrypt", "--name=edge-agent.kek", f"--tpm2-device={tcti}"]
+        files = [tmp_path / "store" / "edge-agent.kek", loaded / "edge-agent.kek"]
+        return subprocess.run([*words, *files], capture_output=True, timeout=60, check=False).returncode
+
+    other = SoftwareTpm(tmp_path / "another-board")
+    try:
+        assert decrypt(other.tcti) != 0 and not (loaded / "edge-agent.kek").exists()
+    finally:
+        other.close()
+    assert decrypt(tpm.tcti) == 0
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(loaded))
+    assert len(buffer.load_kek("credential:edge-agent.kek")) == keys.KEY_BYTES
