@@ -20,7 +20,19 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models_tflite import bundle, description, features, runner
-from models_tflite.training import alerts, baselines, card, data, evaluate, network, quantize, recipe, studies, tracking
+from models_tflite.training import (
+    alerts,
+    baselines,
+    card,
+    data,
+    evaluate,
+    metrics,
+    network,
+    quantize,
+    recipe,
+    studies,
+    tracking,
+)
 from models_tflite.training.data import DataError, Stays
 from models_tflite.training.network import Settings
 
@@ -43,6 +55,7 @@ class Made(NamedTuple):
     """A bundle in its folder, and what is told of it in the card."""
 
     folder: Path
+    about: description.Description
     facts: dict[str, Any]
 
 
@@ -58,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             made = make(stays, settings, asked, key, track)
             found = judge(made.folder, asked, stays, track)
             studied = studies.run(stays, settings, asked.threads, track, _tell) if asked.studies else {}
-            card.write(made.folder, found, made.facts, studied, data.describe(stays))
+            card.write(made.folder, made.about, found, made.facts, studied, data.describe(stays))
             track.file(made.folder / card.NAME)
     except (DataError, bundle.BundleRefused, quantize.ConversionFailed) as error:
         print(error, file=sys.stderr)
@@ -98,25 +111,24 @@ def make(
     net = recipe.fit(recipe.prepare(shares["train"], settings, asked.threads, _tell), settings, _tell)
     model = quantize.convert(net)
     errors = quantize.check(model, net, _checked(validation, net, settings.seed))
-    float_risk, risk = network.risks(net, validation), quantize.risks(model, net, validation)
-    chosen = recipe.choose(validation, risk)
-    calibrated = recipe.calibrate(risk, chosen.slope, chosen.offset)
-    figures = {
-        "float": recipe.figures(
-            validation, recipe.calibrate(float_risk, chosen.slope, chosen.offset), chosen.threshold
-        ),
-        "quantized": recipe.figures(validation, calibrated, chosen.threshold),
-    }
-    for name, each in figures.items():
-        _tell(f"validation, {name}: {_shown(each._asdict())}")
-        track.figures(each._asdict(), f"validation_{name}_")
+    raw = {share: _both(model, net, shares[share]) for share in ("validation", "test")}
+    chosen = recipe.choose(validation, raw["validation"]["quantized"])
+    figures: dict[str, dict[str, metrics.Figures]] = {}
+    for share, risks in raw.items():
+        calibrated = {name: recipe.calibrate(each, chosen.slope, chosen.offset) for name, each in risks.items()}
+        figures[share] = {
+            name: recipe.figures(shares[share], each, chosen.threshold) for name, each in calibrated.items()
+        }
+        for name, found in figures[share].items():
+            _tell(f"{share}, {name}: {_shown(found._asdict())}")
+            track.figures(found._asdict(), f"{share}_{name}_")
     facts = {
         "settings": asdict(settings),
         "parameters": net.parameters(),
         "bytes": len(model),
         "operations": dict(quantize.operations(model)),
         "errors": {name: each._asdict() for name, each in errors.items()},
-        "validation": {name: each._asdict() for name, each in figures.items()},
+        **{share: {name: found._asdict() for name, found in each.items()} for share, each in figures.items()},
         "threshold": chosen.threshold,
         "seconds": round(time.monotonic() - began),
         "versions": {name: version_of(name) for name in ("tensorflow", "xgboost-cpu", "numpy", "ai-edge-litert")},
@@ -128,13 +140,23 @@ def make(
         "seed": settings.seed,
         "parameters": net.parameters(),
         "patients": len(shares["train"]),
-        **{f"validation_{name}": round(value, 4) for name, value in figures["quantized"]._asdict().items()},
-        **alerts.to_store(calibrated, validation.first),
+        **{
+            f"validation_{name}": round(value, 4)
+            for name, value in figures["validation"]["quantized"]._asdict().items()
+        },
+        **alerts.to_store(
+            recipe.calibrate(raw["validation"]["quantized"], chosen.slope, chosen.offset), validation.first
+        ),
     }
     about = _description(net, chosen, training, asked.version)
-    about = msgspec.structs.replace(about, goldens=runner.goldens(model, about, _windows(validation), _TOLERANCE))
+    about = msgspec.structs.replace(about, goldens=runner.goldens(model, about, _made_up(), _TOLERANCE))
     folder = bundle.write(asked.out, model, about, key)
-    return Made(folder, facts)
+    return Made(folder, about, facts)
+
+
+def _both(model: bytes, net: network.Network, stays: Stays) -> dict[str, Any]:
+    """The raw risk of every row by the float weights and by the converted model."""
+    return {"float": network.risks(net, stays), "quantized": quantize.risks(model, net, stays)}
 
 
 def _description(
@@ -168,9 +190,8 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(str(np.float32(value))) for value in values)
 
 
-def _windows(stays: Stays) -> list[runner.Window]:
+def _made_up() -> list[runner.Window]:
     """Made-up patients (no recording leaves the data), from well to very ill, with and without gaps, age and sex."""
-    del stays
     generator = np.random.default_rng(7)
     well, ill = np.array([72, 98, 36.8, 128, 90, 70, 14.0]), np.array([128, 90, 39.4, 84, 54, 40, 33.0])
     out = []
