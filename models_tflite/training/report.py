@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from models_tflite.training.evaluate import Candidate
 
 _NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "utility": "utility", "wh": "WH"}
-_SWEEP = np.geomspace(0.1, 10, 25)  # alarms per patient-day along the curve
+_SWEEP = 1 - np.geomspace(0.002, 0.6, 25)  # shares of rows below the thresholds of a curve
 _COLOURS = ("#0b5394", "#d9822b", "#5b8c5a", "#8e5ea2", "#7f7f7f", "#b03a2e", "#2a9d8f", "#444444")
 
 
@@ -140,18 +140,15 @@ def figures(stays: Stays, candidates: list[Candidate], folder: Path) -> list[Pat
     import matplotlib
 
     matplotlib.use("svg")
-    plain = {"svg.hashsalt": "bedside-edge", "svg.fonttype": "none"}  # the same file each time, text as text
+    # the same file each time, and text as text
+    plain: dict[Any, Any] = {"svg.hashsalt": "bedside-edge", "svg.fonttype": "none"}
     matplotlib.rcParams.update({**plain, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, draw in (
-        ("calibration", _plot_risk),
-        ("roc", _plot_roc),
-        ("alarms", _plot_alarms),
-        ("lead-time", _plot_lead),
-    ):
+    plots = {"calibration": _plot_risk, "roc": _plot_roc, "alarms": _plot_alarms, "lead-time": _plot_lead}
+    for name, draw in plots.items():
         figure = pyplot.figure(figsize=(8, 3.8) if name == "roc" else (5.2, 3.8), layout="constrained")
         draw(figure, stays, candidates)
         path = folder / f"{name}.svg"
@@ -164,7 +161,9 @@ def figures(stays: Stays, candidates: list[Candidate], folder: Path) -> list[Pat
 def _plot_risk(figure: Any, stays: Stays, candidates: list[Candidate]) -> None:
     axes = figure.add_subplot()
     most = 0.0
-    for colour, each in zip(_COLOURS, (one for one in candidates if one.is_risk), strict=False):
+    for colour, each in zip(_COLOURS, candidates, strict=False):
+        if not each.is_risk:
+            continue
         table = metrics.reliability(stays.label, each.score)
         axes.plot(table[:, 0], table[:, 1], "o-", color=colour, markersize=3, label=each.title)
         most = max(most, float(table[:, :2].max()))
@@ -201,10 +200,8 @@ def roc(label: NDArray[Any], score: NDArray[Any], points: int = 200) -> tuple[ND
 def _plot_alarms(figure: Any, stays: Stays, candidates: list[Candidate]) -> None:
     axes = figure.add_subplot()
     for colour, each in zip(_COLOURS, candidates, strict=False):
-        thresholds = {alerts.threshold_for(each.score, rate, stays.first) for rate in _SWEEP}  # a curve chooses none
-        at = [
-            alerts.burden(stays.label, stays.first, each.score, one) for one in sorted(thresholds) if np.isfinite(one)
-        ]
+        levels = np.unique(np.quantile(each.score, _SWEEP))  # a curve over all thresholds, no choice of one
+        at = [alerts.burden(stays.label, stays.first, each.score, one) for one in levels]
         axes.plot([one.per_day for one in at], [one.sensitivity for one in at], ".-", color=colour, label=each.title)
     axes.set(xlabel="alarms per patient-day", ylabel="septic stays caught", xscale="log", ylim=(0, 1))
     axes.legend(fontsize=7)
