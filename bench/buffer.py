@@ -27,7 +27,7 @@ from bench.stores import CASES, GROUP, Case, entries, open_buffer
 from edge_agent.buffer.seal import Cipher, Head, Packer
 from edge_agent.records import Entry
 
-ROUNDS = 5
+ROUNDS = 3
 HAND_OVER = 13
 _Figures = dict[str, float]
 

@@ -73,7 +73,7 @@ def run() -> list[dict[str, object]]:
         for number in range(GATEWAYS):
             prefix = f"outage{number}"
             topic = NewTopic(f"{prefix}.{TOPIC}", PARTITIONS, 1)
-            admin = AdminClient({"bootstrap.servers": bootstrap})
+            admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
             admin.create_topics([topic])[topic.topic].result(30)
             turns, seen = _turns(_Outage(broker=bootstrap, topic_prefix=prefix))
             for turn in turns:

@@ -240,7 +240,7 @@ class Case(NamedTuple):
     peer: bool = False  # needs bench/peers.lock
 
 
-SINGLE = 1500  # records where each is a commit of its own: enough for several checkpoints
+SINGLE = 3000  # records where each is a commit of its own: enough for several checkpoints
 MANY = GROUP * 600
 CASES = {
     "plain_single": Case("plain rows, 1 a commit", Rows, 1, SINGLE),
