@@ -50,7 +50,7 @@ OPERATIONS: dict[str, str] = {
     "discharge": "biomed",
     "self_test": "biomed",
 }
-UNTOLD = frozenset({"op", "patient_id"})  # who was admitted stands in the patient's own record
+UNTOLD = frozenset({"op", "patient_id", "age", "sex"})  # who was admitted stands in the patient's own record
 READ_ONLY = frozenset({"status", "subscribe", "metrics", "limits"})
 
 

@@ -15,6 +15,7 @@ from edge_agent.limits import Limits, Unchangeable
 from edge_agent.pipeline import GATEWAY
 from edge_agent.presets import PRIORITIES
 from edge_agent.records import DeviceStatus, Inactivation
+from edge_agent.risk import OLDEST, SEXES
 from edge_agent.scoring import ENTRIES
 
 if TYPE_CHECKING:
@@ -119,11 +120,18 @@ class Operations:
         return {} if scores is None else {"scores": scores.view(bed, now), "entered": scores.entered(bed, now)}
 
     def admit(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:  # noqa: ARG002
-        """Put a patient into a bed: limits, pauses and alarms start anew."""
+        """Put a patient into a bed: limits, pauses and alarms start anew. Age and sex are for the risk model alone."""
         bed, patient = self._bed(request), _text(request, "patient_id")
         if not patient:
             raise Refused("patient_id is missing; to empty the bed use discharge")
+        age, sex = request.get("age"), _text(request, "sex")
+        if age is not None and (isinstance(age, bool) or not isinstance(age, int | float) or not 0 <= age <= OLDEST):
+            raise Refused(f"age is a number of years, 0 to {OLDEST}")
+        if sex and sex not in SEXES:
+            raise Refused(f"sex is one of {', '.join(SEXES)}, or left out")
         self._agent.pipeline.admit(bed, patient, time.monotonic_ns())
+        if self._agent.risk is not None:
+            self._agent.risk.describe(bed, age, SEXES.get(sex))
         return {"bed": bed}
 
     def discharge(self, request: Mapping[str, Any], operator: str) -> Mapping[str, Any]:  # noqa: ARG002

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from bench.messages import frame
 from edge_agent import config
 from edge_agent.buffer import Buffer, Position, Reader, create_key_file, load_kek
 from edge_agent.buffer.clock import SYNCHRONIZED
-from edge_agent.records import Entry, Observation
+from edge_agent.commands.doctor import check_model
+from edge_agent.control import ControlClient, Refused
+from edge_agent.records import DeviceStatus, Entry, Observation
 from edge_agent.risk import restart
 from edge_agent.risk.hours import pack, rows
 from edge_agent.risk.restart import Found, Restart, kept, setting
@@ -232,6 +235,10 @@ class Modelled(Gateway):
         path.write_text(f'{path.read_text()}\n[model]\nbundle = "{bundle}"\ntrusted = ["{key}"]\nevery_s = 1\n')
         return path
 
+    def admit(self, **request: Any) -> None:
+        with ControlClient(self.socket) as client:
+            client.call("admit", bed="B0", patient_id="P0", **request)
+
     def risk(self, bed: int = 0) -> float | None:
         """The newest risk of a bed."""
         found = self.status()["beds"][bed]["risk"]
@@ -240,25 +247,44 @@ class Modelled(Gateway):
 
 def test_the_score_is_there_again_after_kill_minus_nine_without_a_new_value() -> None:
     with Modelled() as gateway:
-        with connect(gateway.port) as monitor:
+        with wait_for(lambda: dialled(gateway.port)) as monitor:
             monitor.settimeout(20)
             for number in range(3):
                 monitor.sendall(frame(number))
                 assert b"|AA|" in monitor.recv(4096)
-            before = wait_for(gateway.risk)
+            unknown = wait_for(gateway.risk)
+            gateway.admit(age=91, sex="male")
+            before = wait_for(lambda: found if (found := gateway.risk()) != unknown else None)
         status = gateway.status()["model"]
         assert status["state"] == "running" and status["model"].startswith("small-lstm-1.2.3 ")
         gateway.kill("edge-agent")
         gateway.start("edge-agent")
-        assert wait_for(gateway.risk) == pytest.approx(before, abs=1e-9)
+        assert wait_for(gateway.risk) == pytest.approx(before, abs=1e-9), "with age and sex as before"
+        for wrong in ({"age": 121}, {"age": True}, {"age": "old"}, {"sex": "x"}):
+            with pytest.raises(Refused, match=r"age is a number of years|sex is one of"):
+                gateway.admit(**wrong)
+        reader = Reader(gateway.data_dir, load_kek(f"file:{gateway.folder / 'kek'}"))
+        found = [each.record for block in reader.read("data", None, 10_000) for each in block.entries]
+        reader.close()
+    asked = [each.detail for each in found if isinstance(each, DeviceStatus) and each.state == "admit"]
+    assert asked and not any("91" in each or "male" in each for each in asked), "no record carries them"
 
 
-def wait_for(found: Any) -> float:
+def wait_for(found: Callable[[], Any]) -> Any:
+    """What `found` gives when it is not None any more."""
     end = time.monotonic() + 30
     while (value := found()) is None:
-        assert time.monotonic() < end, "no score came"
+        assert time.monotonic() < end, "it did not come"
         time.sleep(0.05)
-    return float(value)
+    return value
+
+
+def dialled(port: int) -> socket.socket | None:
+    """A connected monitor, None while nobody listens."""
+    try:
+        return connect(port)
+    except ConnectionRefusedError:
+        return None
 
 
 @pytest.mark.alm("ALM-29")
@@ -279,6 +305,19 @@ async def test_a_bundle_with_a_flipped_bit_is_an_alarm_of_its_own_and_limits_ala
         assert any(line["condition"] == "model_fault" for line in agent.operations.status()["gateway_alarms"])
         assert 'edge_agent_model{figure="fault"} 1' in agent.operations.metrics()
         monitor.close()
+
+
+def test_doctor_opens_the_model(tmp_path: Path) -> None:
+    bedside = Bedside(tmp_path)
+    bundle, key = model_bundles.write(tmp_path)
+    path = bedside.write(f'[model]\nbundle = "{bundle}"\ntrusted = ["{key}"]')
+    (found,) = check_model(config.load(path))
+    assert (found.state, found.detail.split()[0]) == ("ok", "small-lstm-1.2.3")
+    (bundle / "model.json.sig").write_bytes(bytes(64))
+    (found,) = check_model(config.load(path))
+    assert found.state == "FAIL" and "is no signature" in found.detail and "copy the bundle anew" in found.remedy
+    (found,) = check_model(config.load(bedside.write()))
+    assert found.state == "ok" and "no model" in found.detail
 
 
 def test_vitals_of_the_small_model_are_those_of_the_windows() -> None:

@@ -24,6 +24,7 @@ from edge_agent.commands.finding import Finding
 from edge_agent.config import Loaded, load
 from edge_agent.control import ControlClient, Refused, answers
 from edge_agent.parts import Parts
+from edge_agent.risk import model_opener
 
 FREE_SPARE = 1.2  # the quota should fit with a fifth to spare for the write-ahead log
 BUFFER_FULL = 0.8  # of the quota: waveforms go at 0.95
@@ -247,9 +248,19 @@ def check_clock(_loaded: Loaded) -> Iterator[Finding]:
         )
 
 
-def check_model(_loaded: Loaded) -> Iterator[Finding]:
-    """The risk model."""
-    yield Finding("model", "ok", "no model configured; limits work without one")
+def check_model(loaded: Loaded) -> Iterator[Finding]:
+    """The risk model: its bundle is opened, and proven by its examples, as the agent will do it."""
+    if loaded.config.model is None:
+        yield Finding("model", "ok", "no model configured; limits work without one")
+        return
+    try:
+        about = model_opener(loaded)().about
+    except Exception as error:  # whatever a bundle or runtime does wrong is what is asked for here
+        remedy = getattr(error, "remedy", "")
+        detail = str(error).removesuffix(remedy).rstrip(" .") if remedy else f"{type(error).__name__}: {error}"
+        yield Finding("model", "FAIL", detail, remedy or "docs/model.md says what a model needs")
+        return
+    yield Finding("model", "ok", f"{about.identity} in {about.runtime}")
 
 
 CHECKS: tuple[Callable[[Loaded], Iterator[Finding]], ...] = (

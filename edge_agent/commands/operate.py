@@ -62,6 +62,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     admit = _client(subparsers, "admit", "put a patient into a bed", run_admit)
     admit.add_argument("--bed", required=True, metavar="BED")
     admit.add_argument("--patient", required=True, metavar="ID")
+    admit.add_argument("--age", type=float, metavar="YEARS", help="for the risk model; stays on the gateway")
+    admit.add_argument("--sex", choices=("female", "male"), default="", help="likewise")
     discharge = _client(subparsers, "discharge", "take the patient out of a bed", run_discharge)
     discharge.add_argument("--bed", required=True, metavar="BED")
 
@@ -355,7 +357,10 @@ def run_observe(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 def run_admit(client: ControlClient, arguments: argparse.Namespace) -> int:
     """Admit; the bed starts with its preset."""
-    print(f"admitted to {client.call('admit', bed=arguments.bed, patient_id=arguments.patient)['bed']}")
+    reply = client.call(
+        "admit", bed=arguments.bed, patient_id=arguments.patient, age=arguments.age, sex=arguments.sex
+    )
+    print(f"admitted to {reply['bed']}")
     return 0
 
 

@@ -28,7 +28,7 @@ from edge_agent.presets import Condition
 from edge_agent.records import Score
 from edge_agent.risk.drift import Drift
 from edge_agent.risk.engine import About, Answer, Asked, Batch, Engine, Failed, Message, Model, Opened, Result
-from edge_agent.risk.restart import Found, Restart, kept, setting
+from edge_agent.risk.restart import Found, Restart, described, kept, people, person, setting
 from edge_agent.watch.windows import Copy, Windows
 
 log = logging.getLogger("edge_agent.risk")
@@ -41,6 +41,9 @@ BATCH_BEDS = 16  # copying so many windows takes the loop a fraction of a millis
 MOST_HUNG = 3  # threads that hang for good; more would only be more memory
 PAUSES_NS = (60 * NS, 3600 * NS)  # before another engine is tried: at first, and at most
 KEEP_NS = 300 * NS  # between two keepings of a window for a restart: the length of its bins
+
+OLDEST: Final = 120  # years; the model's inputs end there
+SEXES: Final = {"female": 0.0, "male": 1.0}  # as the model was trained
 
 Fault = Callable[[str, str, str], None]
 Tell = Callable[[Engine, Message], None]
@@ -120,6 +123,7 @@ class Risk:
         beds = self._pipeline.beds
         self._epochs = {bed: self.windows.epoch(bed) for bed in beds.ids}
         patients = {bed: beds.patient(bed) for bed in beds.ids}
+        self.people.update(people(patients, settings))
         self._restart = Restart(
             data_dir, kek, patients, settings, ready, lambda found: self._post(lambda: self._found(found))
         )
@@ -147,6 +151,15 @@ class Risk:
         self._last.pop(bed, None)
         self._kept.pop(bed, None)
         self._keep(setting(bed), b"")
+        self._keep(described(bed), b"")
+
+    def describe(self, bed: str, age: float | None, sex: float | None) -> None:
+        """Take over age in years and sex of the patient in a bed, None where unknown; a restart finds them again."""
+        known = (age, sex)
+        if known == (None, None):
+            return
+        self.people[bed] = known
+        self._keep(described(bed), person(self._pipeline.beds.patient(bed), age, sex))
 
     def close(self) -> None:
         """Let the engine end; it is not waited for."""

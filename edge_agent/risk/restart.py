@@ -30,7 +30,7 @@ BUDGET_S = 120.0  # of reading and resting; the model is not asked before
 READY_S = 30.0  # in which the buffer has opened or recovered its files
 READ_BLOCKS = 16
 _WINDOW_NS = SLOTS * BIN_NS
-_KEY = "window "  # before the bed, among the settings of the alarm log
+_KEY, _PERSON = "window ", "person "  # before the bed, among the settings of the alarm log
 
 
 class _Kept(msgspec.Struct):
@@ -43,7 +43,9 @@ class _Kept(msgspec.Struct):
     bins: bytes
 
 
+# built at import: msgspec prepares a struct at its first decoder, which two threads must not do at once
 _DECODE = msgspec.msgpack.Decoder(_Kept).decode
+_PEOPLE = msgspec.msgpack.Decoder(tuple[str, float | None, float | None]).decode
 
 
 class Found(NamedTuple):
@@ -56,6 +58,29 @@ class Found(NamedTuple):
 def setting(bed: str) -> str:
     """The name of the setting that keeps the window of a bed."""
     return _KEY + bed
+
+
+def described(bed: str) -> str:
+    """The name of the setting that keeps age and sex of the patient in a bed."""
+    return _PERSON + bed
+
+
+def person(patient: str, age: float | None, sex: float | None) -> bytes:
+    """Age in years and sex of a patient as a setting of the alarm log."""
+    return msgspec.msgpack.encode((patient, age, sex))
+
+
+def people(patients: Mapping[str, str], settings: Mapping[str, bytes]) -> dict[str, tuple[float | None, float | None]]:
+    """Age and sex by bed of those patients that were described before the restart."""
+    out = {}
+    for bed, patient in patients.items():
+        try:
+            who, age, sex = _PEOPLE(settings.get(described(bed), b""))
+        except msgspec.MsgspecError:
+            continue
+        if who == patient:
+            out[bed] = (age, sex)
+    return out
 
 
 def kept(bins: bytes, patient: str, at_ns: int, clock: Clock) -> bytes:
