@@ -150,7 +150,7 @@ class Agent:
         try:
             self._open_annunciators()
             opened = self._open_links()
-            key = self._load_key(data_dir)
+            key = await self._load_key(data_dir)
             await self._open_log(data_dir, key)
             self._open_buffer(data_dir, key)
             if self.risk is not None and key is not None and self.buffer is not None and self.log is not None:
@@ -218,10 +218,10 @@ class Agent:
             escalate_s=self.config.alarms.escalate_s,
         )  # fmt: skip
 
-    def _load_key(self, data_dir: Path) -> bytes | None:
+    async def _load_key(self, data_dir: Path) -> bytes | None:
         try:
             data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return load_kek(self.parts.loaded.buffer_key)
+            return await asyncio.to_thread(load_kek, self.parts.loaded.buffer_key)  # a TPM takes its seconds
         except (KeyProblem, OSError) as error:
             # alarms go on without a key; nothing is kept or acknowledged, so senders keep what they have
             self.fault(BUFFER_CONDITIONS["buffer key"], "buffer", str(error))
