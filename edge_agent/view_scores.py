@@ -60,7 +60,7 @@ def lines(bed: Bed) -> list[str]:
     """What was entered on a bed, its scores and its risk, a line each."""
     entered = dict(bed.get("entered") or {})
     scale = entered.pop("scale", 1)
-    said = [f"{name} {_entered(each)} {each['age_s'] / 60:.0f} min ago" for name, each in entered.items()]
+    said = [f"{name} {_entered(each)} {each['age_s'] // 60:.0f} min ago" for name, each in entered.items()]
     said += ["SpO2 scale 2"] if scale == 2 else []
     out = [f"entered: {', '.join(said)}"] if said else []
     for name, score in (bed.get("scores") or {}).items():
