@@ -152,6 +152,16 @@ def test_the_best_threshold_has_no_better(rows) -> None:
     assert found == max(0.0, *(gain[score >= level].sum() for level in score))
 
 
+def test_the_steady_threshold_does_not_hang_on_one_patient() -> None:
+    label, first, _ = cohort([(40, 20)] * 9 + [(40, None)] * 9)
+    score = np.clip(metrics.gains(label, first), 0, 1)
+    steady = metrics.steady_threshold(label, first, score)
+    assert 0 < steady < 0.2 and steady == metrics.steady_threshold(label, first, score)
+    lucky = np.where(np.arange(len(label)) < 40, score, 0.0)  # one patient alone is seen: a third of resamples lack it
+    assert metrics.steady_threshold(label, first, lucky) < math.inf
+    assert metrics.steady_threshold(np.zeros(len(label), int), first, score) == math.inf
+
+
 def test_resamples_are_of_patients_shared_by_scores_and_repeatable() -> None:
     chance = np.random.default_rng(3)
     label, first, hour = cohort([(30, int(chance.integers(5, 25)) if index % 4 == 0 else None) for index in range(200)])
@@ -220,15 +230,15 @@ def test_alarms_keep_the_lockout_within_each_stay(shape, seed, lockout, threshol
 def test_what_an_alarm_catches_by_hand() -> None:
     label, first, _ = cohort([(30, 12), (24, None), (30, 20)])  # onsets at 18 and 26
     score = np.zeros(84)
-    score[[2, 10, 11, 12]] = 1.0  # stay 0: one false, one true, one locked out, one true
+    score[[5, 10, 11, 12]] = 1.0  # stay 0: false, 13 h before onset; true; locked out; true
     score[30 + np.array([0, 1, 2])] = 1.0  # stay 1: false, locked out, false
-    score[54 + 28] = 1.0  # stay 2: two hours after onset
+    score[54 + 29] = 1.0  # stay 2: three hours after onset, the last that counts
     found = alerts.burden(label, first, score, 0.5)
     assert found.per_day == pytest.approx(6 / 84 * 24)
     assert found.sensitivity == 1.0 and found.in_time == 0.5
     assert found.ppv == pytest.approx(3 / 6) and found.ppv_patients == pytest.approx(2 / 3) and found.alarmed == 1.0
-    assert sorted(alerts.lead_times(label, first, score, 0.5)) == [-2.0, 8.0]
-    assert found.lead_h == pytest.approx(3.0)
+    assert sorted(alerts.lead_times(label, first, score, 0.5)) == [-3.0, 8.0]
+    assert found.lead_h == pytest.approx(2.5)
     silent = alerts.burden(label, first, score, 2.0)
     assert (silent.per_day, silent.sensitivity, silent.alarmed) == (0, 0, 0) and math.isnan(silent.ppv)
 
@@ -242,3 +252,8 @@ def test_a_threshold_for_a_number_of_alarms_keeps_it_and_the_next_lower_one_does
         below = score[score < threshold].max()
         assert alerts.per_day(score, threshold, first) <= wanted < alerts.per_day(score, below, first)
     assert alerts.threshold_for(np.ones(len(hour)), 1, first) == math.inf  # all or nothing: nothing
+    one_day = np.append(np.zeros(23), 1.0)
+    assert alerts.threshold_for(one_day, 1, np.array([0, 24])) == 0.5  # just as many as asked for
+    assert alerts.stored(alerts.to_store(score, first)) == {
+        wanted: alerts.threshold_for(score, wanted, first) for wanted in alerts.PER_DAY
+    }

@@ -43,7 +43,7 @@ TITLES = {
 TYPICAL = np.array([84.0, 97.5, 36.9, 121.0, 80.0, 60.0, 18.0], dtype=np.float32)  # medians, in the order of COLUMN
 _FIT_ANEW = "fit them anew with models_tflite.training.fit"
 _TYPICAL_AGE, _TYPICAL_SEX = 64.0, 0.5
-_CHUNK = 2048  # windows at a time: some 20 MB
+_CHUNK = 512  # windows at a time: more is no faster and takes more memory
 _VITAL = {name: index for index, name in enumerate(COLUMN)}
 
 # greatest value of each band, and points; held against edge_agent.watch.scores by a test

@@ -30,7 +30,7 @@ from models_tflite.bundle import read as read_bundle
 from models_tflite.training import alerts, baselines, metrics
 from models_tflite.training.data import DataError, Stays, read, shares, windows
 
-_CHUNK = 4096  # windows at a time
+_CHUNK = 1024  # windows at a time: more is no faster
 _WHOLE = "all"
 
 

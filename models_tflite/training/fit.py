@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models_tflite.training import alerts, baselines, metrics, trees
+from models_tflite.training import alerts, baselines, evaluate, metrics, report, trees
 from models_tflite.training.data import DataError, Stays, read, split
 
 SEED = 2019
@@ -42,12 +43,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="Parquet file, or folder of .psv files")
     parser.add_argument("--out", type=Path, default=baselines.FOLDER, help="where the baselines are written")
     parser.add_argument("--threads", type=int, default=1, help="processor cores for growing trees")
+    parser.add_argument("--across", action="store_true", help="fit on each hospital, print figures on the other")
+    parser.add_argument("--bootstrap", type=int, default=500, help="resamples of the patients, with --across")
     asked = parser.parse_args(arguments)
     try:
-        shares = split(read(asked.data))
+        stays = read(asked.data)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
+    if asked.across:
+        print(across(stays, asked.bootstrap, asked.threads))
+        return 0
+    shares = split(stays)
     fit(shares["train"], shares["validation"], asked.out, threads=asked.threads)
     print(f"written to {asked.out}")
     return 0
@@ -68,7 +75,7 @@ def fit(train: Stays, validation: Stays, out: Path, *, threads: int = 1) -> None
         raw = baselines.scorers(learned, grown)[name](validation)
         learned["platt"][name] = platt(validation.label, raw)
     scores = baselines.scorers(learned, grown)
-    learned["thresholds"] = {name: thresholds(scores[name], train, validation) for name in baselines.NAMES}
+    learned["thresholds"] = {name: thresholds(scores[name], validation) for name in baselines.NAMES}
     made_up = baselines.example()
     learned["golden"] = {
         name: baselines.risk_of(said[name], learned["platt"][name]) if name in said else scores[name](made_up)
@@ -80,6 +87,21 @@ def fit(train: Stays, validation: Stays, out: Path, *, threads: int = 1) -> None
         each.save(out / f"{name}.npz")
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in learned.items())
     (out / baselines.LEARNED).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def across(stays: Stays, resamples: int, threads: int = 1) -> str:
+    """A table of all baselines fitted on one hospital's stays and scored once on the other's test stays, both ways."""
+    lines = ["| from, to | model | AUROC | AUPRC | utility | WH |", "|---|---|---|---|---|---|"]
+    sites = sorted(set(stays.site.tolist()))
+    for here, there in ((one, other) for one in sites for other in sites if one != other):
+        own, other = split(stays.select(stays.site == here)), split(stays.select(stays.site == there))["test"]
+        with tempfile.TemporaryDirectory() as folder:
+            fit(own["train"], own["validation"], Path(folder), threads=threads)
+            candidates = [evaluate.from_baseline(each, other) for each in baselines.load(Path(folder))]
+        for model in evaluate.evaluate(other, candidates, resamples)["models"].values():
+            cells = (report.cell(figure) for figure in model["figures"]["all"].values())
+            lines.append(f"| {here} to {there} | {model['title']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def prevalence(train: Stays) -> NDArray[np.float64]:
@@ -138,13 +160,12 @@ def platt(label: NDArray[Any], risk: NDArray[np.float64]) -> list[float]:
     return [round(slope, 6), round(offset, 6)]
 
 
-def thresholds(score: Any, train: Stays, validation: Stays) -> dict[str, Any]:
-    """Thresholds of greatest utility (training rows) and for 1, 2 and 5 alarms per patient-day (validation rows)."""
-    gain = metrics.gains(train.label, train.first)
-    seen = score(validation)
+def thresholds(score: Any, validation: Stays) -> dict[str, Any]:
+    """Thresholds of greatest utility and for 1, 2 and 5 alarms per patient-day, as the network's are chosen."""
+    seen, label, first = score(validation), validation.label, validation.first
     return {
-        "utility": _finite(metrics.best_threshold(gain, score(train))),
-        "per_day": {str(rate): _finite(alerts.threshold_for(seen, rate, validation.first)) for rate in alerts.PER_DAY},
+        "utility": _finite(metrics.steady_threshold(label, first, seen)),
+        "per_day": {str(rate): _finite(alerts.threshold_for(seen, rate, first)) for rate in alerts.PER_DAY},
     }
 
 

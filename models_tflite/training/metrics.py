@@ -206,6 +206,17 @@ def best_threshold(gain: Rows, score: Rows) -> float:
     return float(ranked[end] if end + 1 == len(ranked) else (ranked[end] + ranked[end + 1]) / 2)
 
 
+def steady_threshold(label: Rows, first: Rows, score: Rows, count: int = 50) -> float:
+    """The median of the best thresholds over resamples of the patients: the single best one hangs on a few of them.
+
+    Infinite where no alarm is best in every resample. For validation rows.
+    """
+    gain, stay = gains(label, first), np.repeat(np.arange(len(first) - 1), np.diff(first))
+    found = [best_threshold(gain * weight[stay], score) for weight in resamples(len(first) - 1, count, seed=1)]
+    finite = [each for each in found if np.isfinite(each)]
+    return float(np.median(finite)) if finite else float("inf")
+
+
 class Measure:
     """One score with its threshold over one set of stays: its figures, for any weighing of the patients."""
 

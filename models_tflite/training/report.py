@@ -44,7 +44,7 @@ def _discrimination(found: dict[str, Any]) -> list[str]:
     note = f"95 % intervals from {count} resamples of the patients." if count else "No intervals were asked for."
     lines = [f"### All hospitals\n\n{note}\n", "| model | AUROC | AUPRC | utility | WH |", "|---|---|---|---|---|"]
     for model in found["models"].values():
-        cells = (_cell(model["figures"]["all"][name]) for name in _NAMES)
+        cells = (cell(model["figures"]["all"][name]) for name in _NAMES)
         lines.append(f"| {model['title']} | {' | '.join(cells)} |")
     return lines
 
@@ -56,7 +56,7 @@ def _hospitals(found: dict[str, Any]) -> list[str]:
     heads = [f"{_NAMES[name]} {site}" for name in _NAMES for site in sites]
     lines = ["### Per hospital\n", f"| model | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
     for model in found["models"].values():
-        cells = (_cell(model["figures"][site][name]) for name in _NAMES for site in sites)
+        cells = (cell(model["figures"][site][name]) for name in _NAMES for site in sites)
         lines.append(f"| {model['title']} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -68,7 +68,7 @@ def _differences(found: dict[str, Any]) -> list[str]:
     lines = [f"### {first}, less each other (paired over patients)\n", "| less | AUROC | AUPRC | utility | WH |"]
     lines.append("|---|---|---|---|---|")
     for name, figures in found["differences"].items():
-        cells = (_cell(figures[figure], "+") for figure in _NAMES)
+        cells = (cell(figures[figure], "+") for figure in _NAMES)
         lines.append(f"| {found['models'][name]['title']} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -122,7 +122,8 @@ def _clock(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cell(figure: dict[str, float], sign: str = "") -> str:
+def cell(figure: dict[str, float], sign: str = "") -> str:
+    """A figure with its interval, if it has one."""
     if not math.isfinite(figure["value"]):
         return "none"
     shown = f"{figure['value']:{sign}.3f}"
