@@ -15,7 +15,9 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
-MEASUREMENTS = ("latency", "storm", "throughput", "memory", "buffer", "jitter", "day", "drain", "outage", "forwarder")
+MEASUREMENTS = (
+    "latency", "storm", "throughput", "memory", "buffer", "jitter", "day", "drain", "outage", "forwarder", "model",
+)  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
 

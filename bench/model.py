@@ -1,10 +1,11 @@
 """The risk model: a window of 48 steps in each runtime beside numpy, the whole way of a bed, memory, size on disk.
 
 `network` is the shipped network alone over 48 steps, one row of the batch per bed; numpy multiplies the same matrices
-and computes the same gates. `runner` is what a minute costs: gate, inputs, the bundle's window, calibration; and with
-the contributions of every bed. The least of several rounds, one thread, in microseconds. `x 1 bed` is 32 beds against
-one. `memory` is a process that holds the agent's modules before and after a runner was opened and used: resident
-memory, and of that what is the process's own (the rest are pages of libraries' files, which the kernel may drop).
+and computes the same gates. `runner` is what a minute costs: gate, inputs, the bundle's window, calibration; the same
+after a rest, when pages were given back; and with the contributions of every bed. The least of several rounds, one thread, in microseconds. `x 1 bed` is 32 beds against
+one. `memory` is what a runner adds to a process that holds the agent's modules: resident memory right after scoring
+and at rest, which is all but a few milliseconds of each minute; and of that what is the process's own (the rest are
+pages of libraries' files, which the kernel may drop).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,11 +37,12 @@ def run() -> list[dict[str, object]]:
     return [*_networks(found), *_runners(found), *_memory(), _size(found)]
 
 
-def _least(work: Callable[[], object]) -> float:
-    """Microseconds of the quickest of several rounds."""
+def _least(work: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    """Microseconds of the quickest of several rounds; what goes before each is not counted."""
     work()
     taken = []
     for _ in range(ROUNDS):
+        before()
         started = time.perf_counter()
         work()
         taken.append(time.perf_counter() - started)
@@ -61,14 +64,14 @@ def _networks(found: bundle.Bundle) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     windows = [_inputs(beds, len(found.description.features.names)) for beds in BEDS]
     engine = open_engine(found.model)
-    by_hand = [_least(lambda x=x: _numpy(engine, x)) for x in windows]
+    by_hand = [_least(partial(_numpy, engine, x)) for x in windows]
     for package in PACKAGES:
         try:
             engine = open_engine(found.model, package)
         except NoRuntime:
             continue
         if engine.package == package:
-            times = [_least(lambda x=x: engine.roll(x)) for x in windows]
+            times = [_least(partial(engine.roll, x)) for x in windows]
             row = _row("network", f"{package} {engine.version}", times)
             rows.append(row | {"numpy / this, 1 and 32": _ratios(by_hand, times)})
     return [*rows, _row("network", f"numpy {np.__version__}", by_hand)]
@@ -139,10 +142,12 @@ def _runners(found: bundle.Bundle) -> list[dict[str, object]]:
     runner = Runner(found)
     steps = found.description.window.steps
     asked = [_windows(beds) for beds in BEDS]
-    scored = [_least(lambda windows=windows: runner.score(windows)) for windows in asked]
-    explained = [_least(lambda windows=windows: runner.score(windows, 0.0)) for windows in asked]
+    scored = [_least(partial(runner.score, windows)) for windows in asked]
+    rested = [_least(partial(runner.score, windows), before=runner.rest) for windows in asked]
+    explained = [_least(partial(runner.score, windows, 0.0)) for windows in asked]
     return [
         _row("runner", f"{steps} h windows, {runner.runtime}", scored),
+        _row("runner", "the same, after a rest", rested),
         _row("runner", "the same, with contributions of every bed", explained),
     ]
 
@@ -161,7 +166,7 @@ def work():
     if sys.argv[1] == "plain":
         import numpy
         from models_tflite import lean
-        lean.give_back_pages.__code__ = (lambda: 0).__code__
+        lean.Pages.give_back = lambda pages: 0
     from models_tflite import bundle
     from models_tflite.runner import Runner, Window
     runner = Runner(bundle.read(bundle.shipped()))
@@ -169,12 +174,15 @@ def work():
     for _ in range(60):
         results = runner.score([Window(f"ICU-{bed}", rows, 60.0, 1.0) for bed in range(8)])
     assert all(result.risk is not None for result in results), results
+    found.append(memory())
+    runner.rest()
+    found.append(memory())
 
-before = memory()
+found = [memory()]
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-print(json.dumps([after - first for after, first in zip(memory(), before)]))
+print(json.dumps([after - first for later in found[1:] for after, first in zip(later, found[0])]))
 """
 
 
@@ -187,9 +195,10 @@ def _memory() -> list[dict[str, object]]:
             command = [sys.executable, "-c", _CHILD, case]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             grown.append(json.loads(done.stdout))
-        resident, own = (sorted(values)[PROCESSES // 2] / 1024 for values in zip(*grown, strict=True))
+        middle = [round(sorted(values)[PROCESSES // 2] / 1024, 1) for values in zip(*grown, strict=True)]
         told = "as the agent opens it" if case == "lean" else "numpy whole, no pages given back"
-        rows.append({"memory": told, "resident MB": round(resident, 1), "of it own MB": round(own, 1)})
+        names = ("after scoring MB", "of it own MB", "at rest MB", "own at rest MB")
+        rows.append({"memory": told} | dict(zip(names, middle, strict=True)))
     return rows
 
 

@@ -2,8 +2,9 @@
 
 Theory of operation. Importing numpy 1.26 loads random numbers, Fourier transforms, polynomials and masked arrays,
 which no bedside inference needs: `import_numpy` lets Python's own LazyLoader put them off until somebody asks. The
-libraries' start-up touches megabytes of program text once: `give_back_pages` tells the kernel that it may drop the
-resident pages of those libraries that are unchanged copies of their files; what is needed again is mapped in again.
+libraries touch megabytes of program text when they start, and some whenever they compute, which is once a minute:
+`Pages.give_back` tells the kernel that it may drop the resident pages of those libraries that are unchanged copies of
+their files; what is needed again is mapped in again, from the page cache, within half a millisecond.
 """
 
 from __future__ import annotations
@@ -49,21 +50,28 @@ def import_numpy() -> None:
         sys.meta_path.remove(later)
 
 
-def give_back_pages() -> int:
-    """Drop the unchanged resident pages of numpy's and the runtime's libraries; returns the bytes that were mapped.
+class Pages:
+    """The pages of numpy's and the runtime's libraries that are unchanged copies of their files.
 
-    Only mappings that cannot be written and hold no page of their own, so that each page is still in its file.
+    Only mappings that cannot be written and hold no page of their own, so that nothing is lost. To be made when all
+    libraries are loaded and have been used once.
     """
-    if not sys.platform.startswith("linux"):
-        return 0
-    try:
-        with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
-            spans = _unchanged(file.read().splitlines())
-    except OSError:  # a kernel without it: the pages stay
-        return 0
-    libc = ctypes.CDLL(None)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return sum(end - start for start, end in spans if libc.madvise(start, end - start, _MADV_DONTNEED) == 0)
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[int, int]] = []
+        if not sys.platform.startswith("linux"):
+            return
+        try:
+            with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
+                self._spans = _unchanged(file.read().splitlines())
+        except OSError:  # a kernel without it: the pages stay
+            return
+        self._madvise = ctypes.CDLL(None).madvise
+        self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+    def give_back(self) -> int:
+        """Let the kernel drop them; returns how many bytes are mapped of what it took."""
+        return sum(end - start for start, end in self._spans if self._madvise(start, end - start, _MADV_DONTNEED) == 0)
 
 
 def _unchanged(lines: Sequence[str]) -> list[tuple[int, int]]:

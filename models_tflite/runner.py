@@ -23,13 +23,14 @@ from numpy.typing import ArrayLike, NDArray
 from models_tflite import features
 from models_tflite.bundle import MODEL, Bundle, BundleRefused
 from models_tflite.description import Calibration, Description, Goldens, GoldenSteps, GoldenWindow
-from models_tflite.lean import give_back_pages
+from models_tflite.lean import Pages
 from models_tflite.runtime import INPUT, OUTPUT, Engine, NoRuntime, open_engine
 
 Status = Literal["scored", "abstained", "error"]
 Floats = NDArray[np.float64]
 NEVER = float("inf")
 ROWS = 64  # of a batch through the network; more would only take memory
+_KEPT = 1 << 20  # bytes; the arrays of 32 windows and their inputs
 _SLACK = 1e-3  # of a deviation: inputs are 32-bit numbers, the limits of training are not
 _ANEW = (
     "Have the bundle issued anew by those who trained it, or install the version of this program that it was made for"
@@ -90,7 +91,11 @@ class Runner:
         if prove:
             _prove_steps(bundle, self._engine)
             self._prove_windows()
-        give_back_pages()
+        # glibc keeps freed memory up to twice the largest block that it saw freed: without this one, the arrays of each
+        # evaluation would be taken from the kernel anew, which doubles the time that inputs take
+        np.empty(_KEPT, np.int8)
+        self._pages = Pages()
+        self.rest()
 
     def score(self, windows: Sequence[Window], explain_from: float = NEVER) -> list[Scored]:
         """One result per window, in order; contributions for risks of at least `explain_from`. Input never raises."""
@@ -98,35 +103,47 @@ class Runner:
             return []
         rows, refused = self._stacked(windows)
         coverage = self._gate(rows, refused)
-        chosen = np.array([index for index in range(len(windows)) if index not in refused], dtype=np.intp)
-        out = [Scored(window.bed, "abstained", None) for window in windows]
-        for index, (reason, text) in refused.items():
-            out[index] = Scored(windows[index].bed, "abstained", None, reason, text, coverage[index])
-        if not len(chosen):
-            return out
-        who = [windows[index] for index in chosen]
-        age = np.array([_number(window.age) for window in who])
-        sex = np.array([_number(window.sex) for window in who])
-        rows = rows[chosen]
-        x = self._inputs(rows, age, sex)
-        strange = self._unfamiliar(x)
+        who = [index for index in range(len(windows)) if index not in refused]
+        if refused:
+            rows = rows[who]
+        age = np.array([windows[index].age for index in who], np.float64)
+        sex = np.array([windows[index].sex for index in who], np.float64)
+        risks: dict[int, float] = {}
+        faults: dict[int, str] = {}
+        if who:
+            x = self._inputs(rows, age, sex)
+            refused |= {who[at]: ("unfamiliar", text) for at, text in self._unfamiliar(x).items()}
+            risks, faults = self._named(who, x)
+        out = []
+        for index, window in enumerate(windows):
+            share = coverage[index]
+            if index in refused:
+                out.append(Scored(window.bed, "abstained", None, *refused[index], share))
+            elif index in risks:
+                out.append(Scored(window.bed, "scored", risks[index], "", "", share))
+            else:
+                reason, _, text = faults[index].partition(":")
+                out.append(Scored(window.bed, "error", None, reason, text, share))
+        picked = [at for at, index in enumerate(who) if (out[index].risk is not None and risks[index] >= explain_from)]
+        if picked:
+            self._explain(out, picked, who, rows, age, sex)
+        return out
+
+    def rest(self) -> None:
+        """Gives back memory that only scoring needs; for the minute until the next batch, which costs that a little."""
+        self._pages.give_back()
+
+    def _named(self, who: list[int], x: NDArray[np.float32]) -> tuple[dict[int, float], dict[int, str]]:
+        """The risks by window, and `reason:text` of those that have none."""
         try:
             risk, fault = self._risks(x)
         except (RuntimeError, ValueError) as error:
-            for index in chosen:
-                text = f"the runtime failed: {error}".splitlines()[0]
-                out[index] = Scored(windows[index].bed, "error", None, "runtime", text, coverage[index])
-            return out
-        for at, index in enumerate(chosen.tolist()):
-            bed, share = windows[index].bed, coverage[index]
-            if at in strange:
-                out[index] = Scored(bed, "abstained", None, "unfamiliar", strange[at], share)
-            elif at in fault:
-                out[index] = Scored(bed, "error", None, "output", fault[at], share)
-            else:
-                out[index] = Scored(bed, "scored", float(risk[at]), "", "", share)
-        self._explain(out, chosen, rows, age, sex, explain_from)
-        return out
+            text = f"runtime:the runtime failed: {error}".splitlines()[0]
+            return {}, dict.fromkeys(who, text)
+        found = dict(zip(who, risk.tolist(), strict=True))
+        for at in fault:
+            del found[who[at]]
+        return found, {who[at]: f"output:{text}" for at, text in fault.items()}
 
     def normalised(self, window: Window) -> NDArray[np.float32]:
         """The network's inputs of one window, (steps, width), as the network gets them.
@@ -213,7 +230,8 @@ class Runner:
 
     def _risks(self, x: NDArray[np.float32]) -> tuple[Floats, dict[int, str]]:
         """The calibrated risks of inputs (B, steps, width), and what is wrong with those that are none."""
-        ready = np.ascontiguousarray(((x - self._mean) * self._scale).transpose(1, 0, 2))
+        ready = np.empty((x.shape[1], len(x), x.shape[2]), np.float32)
+        np.multiply(x.transpose(1, 0, 2) - self._mean, self._scale, out=ready)
         raw, finite = np.empty(len(x), np.float64), np.empty(len(x), np.bool_)
         for start in range(0, len(x), ROWS):
             part = slice(start, start + ROWS)
@@ -228,13 +246,9 @@ class Runner:
         return _calibrated(self.bundle.description.calibration, raw), fault
 
     def _explain(
-        self, out: list[Scored], chosen: NDArray[np.intp], rows: Floats, age: Floats, sex: Floats, explain_from: float
+        self, out: list[Scored], picked: list[int], who: list[int], rows: Floats, age: Floats, sex: Floats
     ) -> None:
-        picked = [
-            at for at, index in enumerate(chosen) if (out[index].risk or 0.0) >= explain_from and _is_scored(out[index])
-        ]
-        if not picked:
-            return
+        """Adds the contributions to the results of the rows `picked`."""
         count = len(self._names)
         without = np.repeat(rows[picked], count, axis=0)
         for vital in range(count):
@@ -245,7 +259,7 @@ class Runner:
         except (RuntimeError, ValueError):
             return  # the risk stands; only its explanation is missing
         for number, at in enumerate(picked):
-            index = int(chosen[at])
+            index = who[at]
             parts = [
                 (name, (out[index].risk or 0.0) - float(risk[number * count + vital]))
                 for vital, name in enumerate(self._names)
@@ -367,10 +381,6 @@ def _number(value: float | None) -> float:
 
 def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _is_scored(found: Scored) -> bool:
-    return found.status == "scored"
 
 
 def _told(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> str:

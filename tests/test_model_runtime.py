@@ -156,8 +156,9 @@ assert not heavy, heavy
 assert "tensorflow" not in sys.modules
 assert 0 <= np.random.default_rng(1).random() < 1  # still there for who asks
 assert np.ma.array([1, 2], mask=[True, False]).sum() == 2 and abs(np.fft.fft([1.0, 1.0])[0]) == 2
-from models_tflite.lean import give_back_pages
-assert give_back_pages() > 1 << 20
+from models_tflite.lean import Pages
+pages = Pages()
+assert pages.give_back() > 1 << 20
 assert np.arange(5).sum() == 10 and abs(np.linalg.det(np.eye(3)) - 1) < 1e-9
 print("ok")
 """
