@@ -167,6 +167,9 @@ def _module(tf: Any, net: Network) -> Any:
     members = [{name: tf.constant(value) for name, value in each.items()} for each in net.members]
     # one matrix takes x to the gates of all members: one operation instead of one per member
     joined = tf.constant(np.concatenate([each["w"] for each in net.members], axis=1))
+    # and one takes the states of all to the mean of their logits
+    out = tf.constant(np.concatenate([each["o"] for each in net.members]) / np.float32(len(net.members)))
+    offset = tf.constant(np.mean([each["p"] for each in net.members], axis=0, dtype=np.float32))
     signature = [
         tf.TensorSpec([None, width], tf.float32, name="x"),
         tf.TensorSpec([None, sum(units)], tf.float32, name="h"),
@@ -180,15 +183,14 @@ def _module(tf: Any, net: Network) -> Any:
         def step(self, x: Any, h: Any, c: Any) -> dict[str, Any]:
             """Risk and state after the hour."""
             given = tf.split(tf.matmul(tf.clip_by_value(x, -CLIP, CLIP), joined), [4 * each for each in units], axis=1)
-            states, cells, logits = [], [], []
+            states, cells = [], []
             parts = zip(members, given, tf.split(h, units, axis=1), tf.split(c, units, axis=1), strict=True)
             for member, from_x, state, cell in parts:
                 new_state, new_cell = network.step(tf, member, from_x, state, cell)
                 states.append(new_state)
                 cells.append(new_cell)
-                logits.append(tf.matmul(new_state, member["o"]) + member["p"])
-            risk = tf.sigmoid(tf.add_n(logits) / float(len(logits)))
-            return {"risk": risk, "h": tf.concat(states, axis=1), "c": tf.concat(cells, axis=1)}
+            joint = tf.concat(states, axis=1)
+            return {"risk": tf.sigmoid(tf.matmul(joint, out) + offset), "h": joint, "c": tf.concat(cells, axis=1)}
 
     return Hour()
 

@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--studies", action="store_true", help="train ablations, cross-hospital and other seeds as well"
     )
     parser.add_argument("--track", type=Path, help="keep the run in this MLflow store (a folder)")
+    parser.add_argument("--weights", type=Path, help="keep float weights in this .npz, or take them if it is there")
     parser.add_argument("--bootstrap", type=int, default=500, help="resamples of the patients for intervals (500)")
     for name in ("members", "units", "rounds"):
         parser.add_argument(f"--{name}", type=int, help=f"of the network ({getattr(Settings(), name)})")
@@ -108,7 +109,7 @@ def make(
     shares = data.split(stays)
     validation = shares["validation"]
     track.settings({**asdict(settings), "data": asked.data.name, "window": features.WINDOW})
-    net = recipe.fit(recipe.prepare(shares["train"], settings, asked.threads, _tell), settings, _tell)
+    net = _network(shares["train"], settings, asked)
     model = quantize.convert(net)
     errors = quantize.check(model, net, _checked(validation, net, settings.seed))
     raw = {share: _both(model, net, shares[share]) for share in ("validation", "test")}
@@ -152,6 +153,15 @@ def make(
     about = msgspec.structs.replace(about, goldens=runner.goldens(model, about, _made_up(), _TOLERANCE))
     folder = bundle.write(asked.out, model, about, key)
     return Made(folder, about, facts)
+
+
+def _network(train: Stays, settings: Settings, asked: argparse.Namespace) -> network.Network:
+    if asked.weights and asked.weights.exists():
+        return quantize.load(asked.weights)
+    net = recipe.fit(recipe.prepare(train, settings, asked.threads, _tell), settings, _tell)
+    if asked.weights:
+        quantize.save(net, asked.weights)
+    return net
 
 
 def _both(model: bytes, net: network.Network, stays: Stays) -> dict[str, Any]:
