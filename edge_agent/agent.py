@@ -35,7 +35,7 @@ from edge_agent.operations import Operations
 from edge_agent.parts import Parts, build_pipeline, source_names
 from edge_agent.pipeline import GATEWAY, Feed, Pipeline
 from edge_agent.records import AlarmEvent, Chunk, Signal
-from edge_agent.risk import Risk, model_opener
+from edge_agent.risk import Risk, watched_opener
 from edge_agent.supervision import Supervision
 from edge_agent.trends import Trends
 
@@ -121,7 +121,7 @@ class Agent:
         self.risk: Risk | None = None
         if self.config.model is not None:
             self.risk = Risk(
-                self.config.model, self.pipeline, model_opener(parts.loaded), fault=self.fault,
+                self.config.model, self.pipeline, watched_opener(parts.loaded), fault=self.fault,
                 post=self._post, keep=self._keep,
             )  # fmt: skip
         self._supervision = Supervision(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,9 @@ from edge_agent.records import AlarmEvent
 from edge_agent.risk import model_opener
 from edge_agent.risk.engine import Batch, Model, Result
 from edge_agent.risk.live import MOST_HUNG, OPEN_NS, PAUSES_NS
+from edge_agent.risk.opener import AT_WORK, MOST_DEATHS, Watched
 
+ROOT = Path(__file__).parent.parent
 MODEL = ("sepsis_risk", "sepsis_risk_stale", "model_fault")
 
 
@@ -291,3 +297,75 @@ def test_the_pause_before_another_try_doubles_and_begins_anew_after_an_answer(tm
             ward.hear()
     pauses = [round(after - before) for before, after in itertools.pairwise(opened)]
     assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600]
+
+
+_DIES = """
+import os, sys
+from pathlib import Path
+from risk_rig import Invented
+from edge_agent.risk.opener import Watched
+
+class Dies(Invented):
+    def score(self, batch):
+        os._exit(7)
+
+def opened():
+    if sys.argv[2] == "open":
+        os._exit(7)
+    return Dies()
+
+try:
+    Watched(opened, Path(sys.argv[1])).score(None)
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.alm("ALM-29")
+@pytest.mark.parametrize("when", ["open", "score"])
+def test_a_model_that_kills_the_agent_does_so_three_times_at_most(tmp_path: Path, when: str) -> None:
+    file = tmp_path / AT_WORK
+
+    def run(how: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", _DIES, str(file), how], cwd=ROOT, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    if when == "score":
+        run("score")
+        assert file.exists()
+        Watched(Invented, file)
+        assert not file.exists(), "a model that was opened has lived"
+    for _ in range(MOST_DEATHS):
+        assert run("open") == (7, "")
+    code, told = run(when)
+    assert code == 0 and f"died {MOST_DEATHS} times" in told and f"remove {file}" in told
+    file.unlink()
+    model = Watched(Invented, file)
+    model.score(Batch(1, (), 1.0))
+    assert not file.exists()
+
+
+def test_a_refused_bundle_or_a_thread_that_hangs_is_no_death(tmp_path: Path) -> None:
+    file, held = tmp_path / AT_WORK, Held()
+
+    def refused() -> Model:
+        raise OSError("refused")
+
+    def hangs() -> Model:
+        held.wait()
+        return Invented()
+
+    threads = []
+    for _ in range(2 * MOST_DEATHS):
+        with pytest.raises(OSError, match="refused"):
+            Watched(refused, file)
+        threads.append(threading.Thread(target=Watched, args=(hangs, file)))
+        threads[-1].start()
+        assert held.reached.wait(20)
+    held.open()
+    for thread in threads:
+        thread.join(20)
+    Watched(Invented, file)
