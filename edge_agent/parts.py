@@ -28,6 +28,7 @@ class Parts:
         self.loaded = loaded
         self.known = _known_presets(loaded)
         self.presets = self._bed_presets()
+        self._check_model()
         self.drivers: list[Driver] = []
         for index, source in enumerate(loaded.config.source):
             self.drivers.append(_driver(loaded, index, source.driver))
@@ -50,6 +51,20 @@ class Parts:
                 )  # fmt: skip
             chosen[bed.id] = preset
         return chosen
+
+    def _check_model(self) -> None:
+        model = self.loaded.config.model
+        if model is None:
+            return
+        rows = (row for preset in self.presets.values() for row in preset.conditions if row.verb == "score_above")
+        names = sorted({row.vital for row in rows})
+        if model.score not in names:
+            known = f"they have rows for: {', '.join(names)}" if names else "they have none"
+            raise self.loaded.error(
+                ("model", "score"),
+                f"no bed would be scored: the presets of the beds have no `score_above` row for {model.score!r}",
+                f"{known}; the preset adult has sepsis_risk",
+            )
 
     def _check_source(self, index: int) -> None:
         source, driver = self.loaded.config.source[index], self.drivers[index]

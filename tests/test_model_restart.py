@@ -294,6 +294,7 @@ async def test_a_bundle_with_a_flipped_bit_is_an_alarm_of_its_own_and_limits_ala
     data = bytearray((bundle / "model.tflite").read_bytes())
     data[1000] ^= 4
     (bundle / "model.tflite").write_bytes(data)
+    (tmp_path / "immediate.toml").write_text(PRESET + RISK)
     path = bedside.write(f'[model]\nbundle = "{bundle}"\ntrusted = ["{key}"]')
     async with running(path) as agent:
         monitor = await dial(bedside.port)
