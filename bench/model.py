@@ -2,10 +2,10 @@
 
 `network` is the shipped network alone over 48 steps, one row of the batch per bed; numpy multiplies the same matrices
 and computes the same gates. `runner` is what a minute costs: gate, inputs, the bundle's window, calibration; the same
-after a rest, when pages were given back; and with the contributions of every bed. The least of several rounds, one thread, in microseconds. `x 1 bed` is 32 beds against
-one. `memory` is what a runner adds to a process that holds the agent's modules: resident memory right after scoring
-and at rest, which is all but a few milliseconds of each minute; and of that what is the process's own (the rest are
-pages of libraries' files, which the kernel may drop).
+after a rest, when pages were given back; and with the contributions of every bed. The least of several rounds, one
+thread, in microseconds. `x 1 bed` is 32 beds against one. `memory` is what a runner adds to a process that holds the
+agent's modules: resident memory right after scoring and at rest, which is all but a few milliseconds of each minute;
+and of that what is the process's own (the rest are pages of libraries' files, which the kernel may drop).
 """
 
 from __future__ import annotations
