@@ -239,6 +239,7 @@ class Scoring:
                 "present": result.present,
                 "needed": result.needed,
                 "band": result.band,
+                "at_least": _at_least(result),
                 "detail": _detail(name, result, state.entered.scale),
                 "age_s": round((at_ns - state.seen_ns) / NS, 1),
             }
@@ -268,7 +269,7 @@ class Scoring:
             tell = name in plan.limits and _may_tell(result, plan.limits[name], state.told.get(name))
             if record or tell:
                 detail = _detail(name, result, state.entered.scale)
-                band = f"{'at least ' if result.partial else ''}{result.band}" if result.band else ""
+                band = f"{'at least ' if _at_least(result) else ''}{result.band}" if result.band else ""
                 score = Score(
                     name, result.value, at_ns, result.present / result.needed, VERSIONS[name],
                     "; ".join(filter(None, (band, detail))),
@@ -378,6 +379,11 @@ def _may_tell(result: Result, limits: tuple[float, ...], told: float | None) -> 
     if not result.partial or told is None:
         return True
     return not any(value <= limit < told for limit in limits)
+
+
+def _at_least(result: Result) -> bool:
+    """Whether what is missing could still raise the band; no other score than NEWS2 has more than two."""
+    return result.partial and result.band in ("low-medium", "medium")
 
 
 def _detail(name: str, result: Result, scale: int) -> str:

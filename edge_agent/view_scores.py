@@ -1,8 +1,8 @@
 """What is said of a bed's scores, in plain words: in the status as text, in the terminal view, in the demo.
 
-A score with a missing input is always told with how many it rests on; its band is then a least one. Without any input
-there is no number. A model's risk is told with its coverage, or with why it abstains. Nothing here wears the colours of
-an alarm: a score is none.
+A score with a missing input is always told with how many it rests on, and a band that could yet rise is "at least" that
+one. Without any input there is no number. A model's risk is told with its coverage, or with why it abstains. Nothing
+here wears the colours of an alarm: a score is none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def text(name: str, score: Mapping[str, Any]) -> str:
     if present < needed:
         words.append(f"(partial, {present} of {needed})")
     if score.get("band"):
-        words.append(("at least " if present < needed else "") + str(score["band"]))
+        words.append(("at least " if score.get("at_least") else "") + str(score["band"]))
     return " ".join(words)
 
 
@@ -68,7 +68,7 @@ def lines(bed: Bed) -> list[str]:
         line += f" [{score['detail']}]" if score.get("detail") else ""
         out.append(line)
         if score.get("response"):
-            out.append(f"  {score['response']}")
+            out.append(f"  response: {score['response']}")
     told = risk(bed)
     detail = (bed.get("risk") or {}).get("detail", "")
     return [*out, f"{told} [{detail}]" if detail and detail not in told else told] if told else out

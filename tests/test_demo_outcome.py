@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edge_agent.config import load
+from edge_agent.demo import compose
 from edge_agent.demo.compose import configuration
 from edge_agent.demo.outcome import Edge, Outcome, edges
 from edge_agent.presets import load_presets
@@ -211,6 +212,19 @@ def test_a_technical_spo2_condition_is_no_deterioration() -> None:
     it = without_alarm()
     it.observe(status([{**LOST, "condition": "spo2_stale"}], []))
     assert "no SpO2 alarm on ICU-1" in it.missing(edges(EDGES), CONSUMED)
+
+
+def test_a_model_that_comes_with_the_package_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "demo.toml"
+    monkeypatch.setattr(compose, "_BUNDLES", tmp_path)
+    for there in (False, True):
+        if there:
+            (tmp_path / "sepsis-1").mkdir()
+            (tmp_path / "sepsis-1" / "model.json").touch()
+        path.write_text(
+            configuration(["ICU-1"], tmp_path, 2575, tmp_path / "o", "tcp-client:127.0.0.1:9", "127.0.0.1:9")
+        )
+        assert (load(path).config.model is not None) is there
 
 
 @pytest.mark.parametrize("beds", [["ICU-1"], ["ICU-1", "ICU-2", "ICU-3", "ICU-4"]])

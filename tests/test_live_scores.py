@@ -163,6 +163,12 @@ def test_a_monitor_without_a_patient_sends_zeros_and_scores_nothing() -> None:
     bed.see(10, heart_rate=0.0, spo2=97.0, resp_rate=0.0)
     bed.turn(10)
     assert (bed.score()["value"], bed.score()["band"]) == (6, "medium"), "now it is an asystole"
+    assert bed.score()["at_least"] and bed.turn(10) == []
+    bed.see(15, heart_rate=120.0, resp_rate=25.0, temp=39.5, spo2=80.0)
+    (news2,) = [each for each in bed.turn(15) if each.name == "news2"]
+    assert (bed.score()["value"], bed.score()["band"], bed.score()["at_least"]) == (10, "high", False)
+    assert news2.detail.startswith("high; resp rate 3")
+    assert (bed.score("sirs")["band"], bed.score("sirs")["at_least"]) == ("positive", False), "there is nothing above"
 
 
 def test_beds_that_are_not_for_adults_have_no_score_and_take_no_entry() -> None:

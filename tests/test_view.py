@@ -158,6 +158,7 @@ def squeezed(line: str) -> str:
 
 def news2(value: float | None, present: int, band: str | None = None) -> dict[str, Any]:
     said = {"label": "NEWS2", "value": value, "present": present, "needed": 7, "band": band, "detail": "pulse 3"}
+    said["at_least"] = band is not None and present < 7
     return {"news2": {**said, "response": "be there"} if band else said}
 
 
@@ -210,7 +211,8 @@ def test_one_bed_large_tells_every_score_and_what_was_entered() -> None:
     told = [squeezed(line) for line in drawn(status, width=100, bed="B")]
     at = told.index("entered: consciousness V 1 min ago, oxygen yes 40 % 5 min ago, SpO2 scale 2")
     assert told[at + 1 : at + 5] == [
-        "NEWS2 5 medium [pulse 3]", "be there", "SI 0.9 concern", "sepsis risk 0.20 (coverage 83 %) [resp_rate +0.1]",
+        "NEWS2 5 medium [pulse 3]", "response: be there", "SI 0.9 concern",
+        "sepsis risk 0.20 (coverage 83 %) [resp_rate +0.1]",
     ]  # fmt: skip
     entered = {"scale": 1, "oxygen": {"value": False, "fio2": None, "age_s": 0.0, "left_s": 9.0}}
     assert "  entered: oxygen no 0 min ago" in drawn(only(values=VITALS, scores=scores, entered=entered), bed="B")

@@ -21,6 +21,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 from edge_agent import view
@@ -44,6 +45,7 @@ _LOOK_S = 0.05
 _STATUS_S = 1.0
 _LOG_LINES = 12
 _NOTES = 8  # of what happened, below the beds
+_BUNDLES = Path(str(files("models_tflite"))) / "bundles"  # of the risk model, with the package
 _SOUND_CARDS = Path("/dev/snd")  # a playback device of ALSA is pcmC*D*p in it
 
 Say = Callable[[str], None]
@@ -78,6 +80,8 @@ def configuration(beds: list[str], folder: Path, mllp_port: int, serial_path: Pa
     if has_sound():
         lines.append('[[annunciator]]\nkind = "sound"\n')
     lines += [f'[[bed]]\nid = {quoted(bed)}\npreset = "{PRESET}"\nlocation = {quoted(location(bed))}\n' for bed in beds]
+    if any(_BUNDLES.glob("*/model.json")):
+        lines.append("[model]\n")  # the newest one; it abstains until it has hours of a patient
     serial, strap = f"serial://{serial_path}", f"ble://name/{STRAP_NAME}?hci={hci}"
     lines += [
         _source("monitor", "hl7", f"mllp-listen://127.0.0.1:{mllp_port}"),

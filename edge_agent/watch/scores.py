@@ -38,13 +38,13 @@ _SPO2_SCALE_1: _Bands = ((91, 3), (93, 2), (95, 1), (_TOP, 0))
 _SPO2_SCALE_2: _Bands = ((83, 3), (85, 2), (87, 1), (92, 0))  # beyond it the oxygen decides
 _SPO2_SCALE_2_OXYGEN: _Bands = ((94, 1), (96, 2), (_TOP, 3))
 _NEWS2_URGENT, _NEWS2_EMERGENCY, _NEWS2_SINGLE = 5, 7, 3
-# What the chart of 2017 asks for, by band, in short.
+# What the chart of 2017 asks for, by band: how often to look, and who comes. In short, to fit a screen.
 NEWS2_RESPONSE: Mapping[str, str] = {
-    "zero": "monitor at least every 12 hours",
-    "low": "monitor at least every 4 to 6 hours; a nurse decides on more",
-    "low-medium": "monitor at least hourly; urgent review on the ward",
-    "medium": "monitor at least hourly; urgent review by a clinician for acute illness",
-    "high": "monitor continuously; emergency assessment by a critical-care team",
+    "zero": "at least every 12 h",
+    "low": "at least every 4 to 6 h; a nurse decides on more",
+    "low-medium": "at least hourly; urgent review on the ward",
+    "medium": "at least hourly; urgent review by an acute-care clinician",
+    "high": "continuous monitoring; emergency, critical-care team",
 }
 
 _MEWS: dict[str, _Bands] = {
