@@ -6,10 +6,15 @@ import zlib
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from edge_agent.watch.windows import BINS, HOURS, SLOTS, SOURCES, Copy, Ring, median
+from models_tflite.lean import import_numpy
+
+import_numpy()  # before the next line would import it whole, with a third more memory
+
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+from edge_agent.watch.windows import BINS, HOURS, SLOTS, SOURCES, Copy, Ring, median  # noqa: E402
 
 Rows = NDArray[np.float64]
 _RANKS = max(len(groups) for _, groups in SOURCES)
