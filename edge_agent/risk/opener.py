@@ -80,6 +80,7 @@ def model_opener(loaded: Loaded) -> Callable[[], Model]:
     trusted = [loaded.resolve(path) for path in settings.trusted]
 
     def open_model() -> Model:
+        import models_tflite  # noqa: F401 - before numpy, of which it imports as little as it can
         from edge_agent.risk.scorer import Scorer
 
         return Scorer(folder, trusted, settings.engine or None)

@@ -132,7 +132,8 @@ class Restart:
         self._done(Found({bed: self._windows.copy(bed, now_ns) for bed in mine}, fault))
 
     def _take_kept(self) -> None:
-        from edge_agent.risk.hours import unpack  # numpy is imported in threads only
+        import models_tflite  # noqa: F401 - before numpy, of which it imports as little as it can
+        from edge_agent.risk.hours import unpack
 
         clock = self._clock
         now_ns, utc_ns, boot = clock.monotonic_ns(), clock.utc_ns(), clock.boot()

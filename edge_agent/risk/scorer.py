@@ -21,7 +21,7 @@ class Scorer:
 
     def __init__(self, folder: Path | None, trusted: Sequence[Path], prefer: str | None) -> None:
         """Raises: bundle.BundleRefused, whose text says what is wrong and what to do."""
-        found = bundle.read(folder or shipped(), trusted)
+        found = bundle.read(folder or bundle.shipped(), trusted)
         self._runner = Runner(found, prefer)
         about = found.description
         means = dict(zip(about.features.names, zip(about.features.mean, about.features.std, strict=True), strict=True))
@@ -41,6 +41,7 @@ class Scorer:
             if not old
         ]
         told = iter(self._runner.score(asked, batch.explain_from) if asked else ())
+        self._runner.rest()
         out = []
         for each, vitals, old in zip(batch.beds, hours, stale, strict=True):
             window = each.window
@@ -66,21 +67,6 @@ class Scorer:
                 )
             )
         return out
-
-
-def shipped() -> Path:
-    """The newest bundle that comes with the package.
-
-    Raises: bundle.BundleRefused when there is none.
-    """
-    found = [path for path in bundle.BUNDLES.glob("*-*") if path.is_dir()]
-    if not found:
-        raise bundle.BundleRefused(bundle.BUNDLES, "no bundle comes with this package", "Name one: [model] bundle")
-    return max(found, key=_version)
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else -1 for part in path.name.rpartition("-")[2].split("."))
 
 
 def _number(value: float | None) -> float:
