@@ -31,6 +31,7 @@ from edge_agent.watch.scores import Result
 NS = 1_000_000_000
 EVERY_S = 5.0  # a bed is looked at no more often: no band of any score asks for an answer within seconds
 RECORD_S = 60.0
+_EVERY_NS, _RECORD_NS = round(EVERY_S * NS), round(RECORD_S * NS)
 # Greatest age of an input in s, when the preset's own is not shorter: a cuff measures every hour at most, and five
 # minutes more for it to be sent; a temperature that is read by hand counts for an hour.
 AGE_S: dict[str, float] = {"nibp_sys": 3900.0, "temp": 3600.0}
@@ -94,13 +95,14 @@ class _Plan(NamedTuple):
 
 class _Bed:
     __slots__ = (
-        "armed", "due_ns", "entered", "inputs", "plan", "recorded", "recorded_ns", "results", "seen_ns", "told"
+        "armed", "due_ns", "entered", "inputs", "phase_ns", "plan", "recorded", "recorded_ns", "results", "seen_ns",
+        "told",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.plan: _Plan | None = None
         self.entered = Entered()
-        self.due_ns = 0
+        self.due_ns = self.phase_ns = 0
         self.forget()
 
     def forget(self) -> None:
@@ -221,10 +223,12 @@ class Scoring:
         if not self._begun:  # beds in turn, so that no moment has the work of all
             self._begun = True
             for number, state in enumerate(self._beds.values()):
-                state.due_ns = state.due_ns or at_ns + round(number * EVERY_S * NS / len(self._beds))
+                state.phase_ns = at_ns + number * _EVERY_NS // len(self._beds)
+                state.due_ns = state.due_ns or state.phase_ns
         for bed, state in self._beds.items():
             if state.due_ns <= at_ns:
-                state.due_ns = at_ns + round(EVERY_S * NS)
+                # its own next turn, however late this one is: or a stall of the loop would bring beds together for good
+                state.due_ns = at_ns + _EVERY_NS - (at_ns - state.phase_ns) % _EVERY_NS
                 yield from self._bed(bed, state, latest[bed], at_ns)
         self.due_ns = min(state.due_ns for state in self._beds.values())
 
@@ -261,7 +265,7 @@ class Scoring:
         if inputs != state.inputs:
             state.inputs = inputs
             state.results = _results(dict(zip(_NAMES, measured, strict=True)), *current, state.entered.scale)
-        minute = at_ns - state.recorded_ns >= RECORD_S * NS
+        minute = at_ns - state.recorded_ns >= _RECORD_NS
         if minute:
             state.recorded_ns = at_ns
         for name, result in state.results.items():

@@ -305,6 +305,13 @@ def test_beds_take_turns() -> None:
     looked = [sorted({each.bed for each in scoring.evaluate(latest, round(second * S))}) for second in (0, 2.4, 2.5)]
     assert looked == [["A"], [], ["B"]]
     assert scoring.due_ns == 5 * S
+    list(scoring.evaluate(latest, 21 * S))  # the loop stood still
+    scoring.enter("B", {"oxygen": True}, 22 * S)
+    due = [scoring.due_ns]
+    for _ in range(4):
+        list(scoring.evaluate(latest, due[-1]))
+        due.append(scoring.due_ns)
+    assert due == [22 * S, round(22.5 * S), 25 * S, round(27.5 * S), 30 * S], "they are apart again"
 
 
 # -- the path -----------------------------------------------------------------------------------------------------
