@@ -57,7 +57,39 @@ def test_all_baselines_give_what_they_gave_when_fitted_and_trees_what_xgboost_ga
     assert sum(path.stat().st_size for path in baselines.FOLDER.iterdir()) < 1.5e6
 
 
-@pytest.mark.skipif(importlib.util.find_spec("xgboost") is None, reason="xgboost is in the training environment only")
+in_training = pytest.mark.skipif(
+    importlib.util.find_spec("xgboost") is None, reason="xgboost and scikit-learn are in the training environment only"
+)
+
+
+@in_training
+def test_what_is_fitted_is_loaded_again_and_finds_what_was_put_in(tmp_path: Path) -> None:
+    """Made-up stays whose pulse tells the label: fitted trees and regression find it, the clock does not."""
+    from models_tflite.training import fit
+
+    made_up = baselines.example(count=300, hours=30)
+    pulse = baselines.carried(made_up)[:, 0]
+    label = np.zeros(made_up.rows, np.int8)
+    label[np.flatnonzero(pulse > 112)] = 1
+    label = np.maximum.accumulate(label.reshape(300, 30), axis=1).ravel()  # from the first such hour on
+    stays = Stays(**{name: getattr(made_up, name) for name in Stays.__dataclass_fields__} | {"label": label})
+    half = np.arange(300) % 2 == 0
+    fit.fit(stays.select(half), stays.select(~half), tmp_path)
+    found = {each.name: each for each in baselines.load(tmp_path)}
+    other = stays.select(~half)
+    assert list(found) == list(baselines.NAMES)
+    for name in ("logistic", "xgboost", "xgboost_inputs"):
+        risk = found[name].score(other)
+        assert metrics.within_hour(other.label, risk, other.hour) > 0.75, name
+        assert metrics.calibration(other.label, risk).slope == pytest.approx(1, abs=0.05)
+        assert metrics.utility(other.label, other.first, risk >= found[name].threshold) > 0.2
+    assert fit.prevalence(stays)[0] == 0.0 and (np.diff(fit.prevalence(stays)) >= -0.2).all()
+    first = (tmp_path / baselines.LEARNED).read_bytes()
+    fit.fit(stays.select(half), stays.select(~half), tmp_path)
+    assert (tmp_path / baselines.LEARNED).read_bytes() == first  # the same stays and seed, the same baselines
+
+
+@in_training
 def test_trees_as_arrays_equal_xgboost() -> None:
     import xgboost
 

@@ -57,10 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
             stays = stays.select(shares(stays) == asked.share)
         if not len(stays):
             raise DataError(f"{asked.data}: holds no stay of the share {asked.share}")
-        candidates = [from_baseline(baseline, stays) for baseline in baselines.load()]
-        if asked.bundle:
-            bundle = read_bundle(asked.bundle, asked.trusted)
-            candidates.insert(0, from_bundle(bundle, stays))
+        bundle = read_bundle(asked.bundle, asked.trusted) if asked.bundle else None
+        print(f"{asked.data}: {len(stays)} stays, {stays.rows} rows; this takes a minute or two", file=sys.stderr)
+        candidates = [from_bundle(bundle, stays)] if bundle else []
+        candidates += [from_baseline(baseline, stays) for baseline in baselines.load()]
     except (DataError, BundleRefused, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

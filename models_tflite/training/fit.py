@@ -35,6 +35,7 @@ _TREES = {
 }
 _MOST_TREES, _EVERY = 400, 20
 _LOGISTIC_PENALTY = 1.0
+_LEAST_SPREAD = 1e-3  # an input that never changes is not divided by nothing
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,7 +122,7 @@ def logistic(train: Stays) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
 
     inputs = baselines.current(train).astype(np.float64)
-    mean, std = inputs.mean(axis=0), inputs.std(axis=0)
+    mean, std = inputs.mean(axis=0), np.maximum(inputs.std(axis=0), _LEAST_SPREAD)
     model = LogisticRegression(C=1 / _LOGISTIC_PENALTY, class_weight="balanced", max_iter=200)
     model.fit((inputs - mean) / std, train.label)
     return {
