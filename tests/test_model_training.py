@@ -27,10 +27,10 @@ from models_tflite.training.tracking import Track
 
 NORMAL = np.array([80.0, 97.0, 37.0, 120.0, 85.0, 65.0, 16.0])
 ILL = np.array([115.0, 93.0, 38.8, 92.0, 62.0, 47.0, 26.0])
-SMALL = Settings(members=2, units=8, rounds=2, batch=64, share=1.0, seed=3)
+SMALL = Settings(members=2, units=8, rounds=12, rate=1e-2, batch=64, share=1.0, seed=3)
 
 
-def table(path: Path, stays: int = 160, hours: int = 30) -> Path:
+def table(path: Path, stays: int = 240, hours: int = 30) -> Path:
     """Made-up stays in the format of the recordings, every third septic."""
     generator = np.random.default_rng(11)
     blocks = []
@@ -47,7 +47,7 @@ def table(path: Path, stays: int = 160, hours: int = 30) -> Path:
         block |= {
             "pid": np.full(hours, pid),
             "Site": np.full(hours, "AB"[pid % 2]),
-            "Age": np.full(hours, 60.0 + pid % 20),
+            "Age": np.full(hours, 20.0 + pid % 70),
         }
         label = (np.arange(hours) >= onset - 6) if onset else np.zeros(hours, bool)
         block |= {
@@ -87,7 +87,7 @@ def key(tmp_path: Path) -> Path:
 
 def test_one_command_makes_a_bundle_that_the_bedside_opens(recordings: Path, key: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(recordings), "--sign-key", str(key), "--seed", "5", "--members", "2", "--units", "8"]
-    arguments += ["--rounds", "1", "--bootstrap", "10"]
+    arguments += ["--rounds", "2", "--batch", "32", "--bootstrap", "10"]
     assert train.main([*arguments, "--out", str(tmp_path / "out"), "--track", str(tmp_path / "runs")]) == 0
     folder = tmp_path / "out" / f"{train.NAME}-{train.VERSION}"
     public = tmp_path / "signer.pub"

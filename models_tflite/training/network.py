@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -126,17 +127,21 @@ def roll(tf: Any, member: dict[str, Any], x: Any, tail: int) -> Any:
 
 def train(samples: Samples, scale: Scale, settings: Settings, tell: Callable[[str], None]) -> Network:
     """A network that has learned from the samples."""
+    learning = _Learning(tensorflow(), settings)
     members = []
     for number in range(settings.members):
         tell(f"member {number + 1} of {settings.members}")
-        members.append(_member(samples, scale, settings, settings.seed * 1000 + number, tell))
+        members.append(_member(learning, samples, scale, settings, settings.seed * 1000 + number, tell))
     return Network(tuple(members), scale)
 
 
-def _member(samples: Samples, scale: Scale, settings: Settings, seed: int, tell: Callable[[str], None]) -> Member:
-    tf = tensorflow()
+def _member(
+    learning: _Learning, samples: Samples, scale: Scale, settings: Settings, seed: int, tell: Callable[[str], None]
+) -> Member:
     generator = np.random.default_rng(seed)
-    learning = _Learning(tf, fresh(settings.units, generator), settings, seed)
+    learning.begin(fresh(settings.units, generator), seed)
+    if samples.windows_per_round() < settings.batch:
+        raise ValueError(f"{samples.windows_per_round()} windows are too few for batches of {settings.batch}")
     whole = max(1, settings.rounds * samples.windows_per_round() // settings.batch)
     at = 0
     for number in range(settings.rounds):
@@ -151,17 +156,27 @@ def _member(samples: Samples, scale: Scale, settings: Settings, seed: int, tell:
 
 
 class _Learning:
-    """AdamW on one member, and the moving average of its weights."""
+    """AdamW on one member after the other, and the moving average of its weights; compiled once."""
 
-    def __init__(self, tf: Any, member: Member, settings: Settings, seed: int) -> None:
+    def __init__(self, tf: Any, settings: Settings) -> None:
         self._tf, self._settings = tf, settings
-        self._weights = {name: tf.Variable(value) for name, value in member.items()}
-        self._slow = {name: tf.Variable(value) for name, value in member.items()}
-        self._first = {name: tf.Variable(tf.zeros_like(value)) for name, value in member.items()}
-        self._second = {name: tf.Variable(tf.zeros_like(value)) for name, value in member.items()}
+        some = fresh(settings.units, np.random.default_rng(0))
+        self._weights, self._slow, self._first, self._second = (
+            {name: tf.Variable(value) for name, value in some.items()} for _ in range(4)
+        )
         self._count = tf.Variable(0.0)
-        self._random = np.random.default_rng(seed + 1)
+        self._random = np.random.default_rng(0)
         self._learn = tf.function(self._step, jit_compile=True)
+
+    def begin(self, member: Member, seed: int) -> None:
+        """Forget everything and start from these weights."""
+        self._random = np.random.default_rng(seed + 1)
+        self._count.assign(0.0)
+        for name, value in member.items():
+            self._weights[name].assign(value)
+            self._slow[name].assign(value)
+            self._first[name].assign(np.zeros_like(value))
+            self._second[name].assign(np.zeros_like(value))
 
     def learn(self, x: Array, target: Array, weight: Array, rate: np.float32) -> Any:
         """One step; returns the loss."""
@@ -203,18 +218,26 @@ class _Learning:
 
 def risks(network: Network, stays: Stays, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
     """The float network's risk of each row (of all rows by default), before any calibration."""
-    tf = tensorflow()
     rows = np.arange(stays.rows) if rows is None else rows
-    constants = [{name: tf.constant(value) for name, value in member.items()} for member in network.members]
-
-    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
-    def score(x: Any) -> Any:
-        logits = [tf.matmul(roll(tf, each, x, 1)[:, 0], each["o"]) + each["p"] for each in constants]
-        return tf.sigmoid(tf.add_n(logits) / len(logits))[:, 0]
-
+    tf, score = tensorflow(), _scorer()
+    members = [{name: tf.constant(value) for name, value in each.items()} for each in network.members]
     out = np.empty(len(rows))
     for at in range(0, len(rows), _AT_ONCE):
         part = rows[at : at + _AT_ONCE]
         filled = np.concatenate([part, np.repeat(part[-1:], _AT_ONCE - len(part))])  # one shape: compiled once
-        out[at : at + len(part)] = score(normalised(seen(stays, filled), network.scale)).numpy()[: len(part)]
+        x = normalised(seen(stays, filled), network.scale)
+        out[at : at + len(part)] = score(members, tf.constant(x)).numpy()[: len(part)]
     return out
+
+
+@cache
+def _scorer() -> Any:
+    """Members and windows to risks; compiled once for each number and width of members."""
+    tf = tensorflow()
+
+    @tf.function(jit_compile=True)  # type: ignore[untyped-decorator]
+    def score(members: list[dict[str, Any]], x: Any) -> Any:
+        logits = [tf.matmul(roll(tf, each, x, 1)[:, 0], each["o"]) + each["p"] for each in members]
+        return tf.sigmoid(tf.add_n(logits) / len(logits))[:, 0]
+
+    return score

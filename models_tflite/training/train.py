@@ -62,7 +62,7 @@ class Made(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Train, convert, sign, evaluate and describe; returns the exit code."""
     asked = _parser().parse_args(arguments)
-    wanted = {name: getattr(asked, name) for name in ("members", "units", "rounds") if getattr(asked, name)}
+    wanted = {name: getattr(asked, name) for name in ("members", "units", "rounds", "batch") if getattr(asked, name)}
     settings = Settings(seed=asked.seed, **wanted)
     try:
         key = bundle.private_key(asked.sign_key)
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--track", type=Path, help="keep the run in this MLflow store (a folder)")
     parser.add_argument("--weights", type=Path, help="keep float weights in this .npz, or take them if it is there")
     parser.add_argument("--bootstrap", type=int, default=500, help="resamples of the patients for intervals (500)")
-    for name in ("members", "units", "rounds"):
+    for name in ("members", "units", "rounds", "batch"):
         parser.add_argument(f"--{name}", type=int, help=f"of the network ({getattr(Settings(), name)})")
     return parser
 
