@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from watch_rig import BED, NS, Bedside, built_in, device, preset
 
+from edge_agent.config import ConfigError
 from edge_agent.presets import load_presets
 from edge_agent.records import Score
 from edge_agent.watch.room import SLOTS_PER_BED
@@ -167,3 +168,102 @@ def test_a_preset_that_brings_a_score_limit_is_fed_at_once(tmp_path: Path) -> No
     bed.score(2, 0.9)
     bed.tick(7)
     assert bed.present == {"worse"}
+
+
+RESTS = (
+    '[[condition]]\nid = "worse"\nkind = "advisory"\nvital = "risk"\npresent = "score_above 0.5"\n'
+    'priority = "medium"\ndelay_s = 5\noff_delay_s = 0\ncool_down_s = 100\n'
+    '[[condition]]\nid = "risk_stale"\nkind = "technical"\n'
+    'vital = "risk"\npresent = "silent 60"\npriority = "low"\n'
+)
+
+
+def test_a_score_that_has_ended_does_not_come_again_before_its_cool_down_is_over(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, RESTS, "adult"))
+    for at, value in ((0, 0.9), (10, 0.1), (50, 0.9)):
+        bed.tick(at)
+        bed.score(at, value)
+    for at in (90, 109):
+        bed.score(at, 0.9)
+        bed.tick(at)
+    bed.tick_ns(110 * NS - 1)
+    assert bed.present == set()
+    bed.tick_ns(110 * NS)
+    assert bed.log == [(10, "worse", True), (10, "worse", False), (110, "worse", True)]
+
+
+def test_a_score_that_rises_late_in_its_cool_down_has_its_delay_in_full(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, RESTS, "adult"))
+    for at, value in ((0, 0.9), (10, 0.1), (50, 0.2), (100, 0.2), (108, 0.9)):
+        bed.tick(at)
+        bed.score(at, value)
+    bed.tick_ns(113 * NS - 1)
+    assert bed.present == set()
+    bed.tick(113)
+    assert bed.present == {"worse"}
+
+
+def test_a_score_that_falls_within_its_cool_down_does_not_come(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, RESTS, "adult"))
+    for at, value in ((0, 0.9), (10, 0.1), (50, 0.9), (80, 0.2), (120, 0.2), (121, 0.9)):
+        bed.tick(at)
+        bed.score(at, value)
+    assert bed.present == set()
+    bed.tick(126)
+    assert bed.log[2:] == [(126, "worse", True)], "and the cool-down is over"
+
+
+def test_there_is_no_cool_down_where_the_score_was_missing_or_another_patients(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, RESTS, "adult"))
+    bed.score(0, 0.9)
+    bed.tick(5)
+    bed.tick(60)
+    assert bed.present == {"risk_stale"}
+    bed.score(61, 0.9)
+    bed.tick(66)
+    assert bed.present == {"worse"}
+    bed.score(67, 0.1)
+    bed.take(bed.watch.new_patient(BED, 68 * NS))
+    bed.score(69, 0.9)
+    bed.tick(74)
+    assert bed.present == {"worse"}
+
+
+def test_a_changed_cool_down_or_delay_keeps_the_one_that_runs(tmp_path: Path) -> None:
+    bed = Bedside(preset(tmp_path, RESTS, "adult"))
+    for at, value in ((0, 0.9), (10, 0.1), (50, 0.9)):
+        bed.tick(at)
+        bed.score(at, value)
+    bed.change(51, bed.watch._beds[BED].preset.with_row("worse", "score_above 0.5", 2))
+    assert bed.watch._beds[BED].preset.by_id["worse"].cool_down_s == 100
+    bed.score(100, 0.9)
+    bed.tick_ns(110 * NS - 1)
+    assert bed.present == set()
+    bed.tick(110)
+    assert bed.present == {"worse"}
+
+
+def test_an_alarm_of_a_score_says_on_what_it_rests(tmp_path: Path) -> None:
+    for version, coverage, detail, says in (
+        ("m-1 abc", 0.834, "resp_rate +0.1", "m-1 abc; coverage 83%; resp_rate +0.1"),
+        ("m-1 abc", 1.0, "", "m-1 abc; coverage 100%"),
+        ("", 0.5, "because", "because"),
+        ("", 1.0, "", ""),
+    ):
+        bed = Bedside(preset(tmp_path, RISK, "adult"))
+        bed.take(bed.watch.score(BED, "model", Score("risk", 0.9, 0, coverage, version, detail)))
+        bed.tick(5)
+        assert [(each.condition, each.detail, each.value) for each in bed.changes] == [("worse", says, 0.9)]
+
+
+def test_a_cool_down_is_a_scores_alone_and_a_day_at_most(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    for row, says in (
+        (RESTS.replace("cool_down_s = 100", "cool_down_s = 86401"), "over the ceiling of 86400"),
+        ('[[condition]]\nid = "spo2_low"\ncool_down_s = 1\n', "only a score may rest"),
+    ):
+        path.write_text(f'name = "other"\nextends = "adult"\n{row}')
+        with pytest.raises(ConfigError, match=says):
+            load_presets([path])
+    path.write_text('name = "other"\nextends = "adult"\n' + RESTS.replace("= 100", "= 86400"))
+    assert load_presets([path])["other"].by_id["worse"].cool_down_s == 86400
