@@ -25,8 +25,10 @@ _TREES = (
     Trial("trees, the network's inputs", 0.722, 0.200, 0.701, 0.617),
     Trial("the same, target: utility to be gained, rows weighted by it", 0.722, 0.194, 0.701, 0.629),
     Trial("the same, labelled and other rows of each hour of equal weight", 0.701, 0.162, 0.694, 0.554),
-    Trial("the same, grown on top of the hour's own risk (hour in the loss, not in the score)", 0.712, 0.170, 0.701,
-    0.554), Trial("teacher: with 26 laboratory values (not deployable)", 0.795, 0.333, 0.753, 0.777),
+    Trial(
+        "the same, grown on top of the hour's own risk (hour in the loss, not in the score)", 0.712, 0.170, 0.701, 0.554
+    ),
+    Trial("teacher: with 26 laboratory values (not deployable)", 0.795, 0.333, 0.753, 0.777),
     Trial("teacher, grown on top of the hour's own risk", 0.771, 0.268, 0.744, 0.668),
 )
 _NETWORKS = (
@@ -45,8 +47,8 @@ _NETWORKS = (
 def markdown() -> str:
     """The tables of the trials for the model card."""
     head = "| | AUROC | utility | WH | AUROC, later than 54 h |\n|---|---|---|---|---|"
-    parts = ["## What was tried\n", _ABOUT, head, *map(_row, _TREES), "", _NETWORK, head, *map(_row, _NETWORKS), "",
-    _FOUND] return "\n".join(parts)
+    trees, networks = map(_row, _TREES), map(_row, _NETWORKS)
+    return "\n".join(["## What was tried\n", _ABOUT, head, *trees, "", _NETWORK, head, *networks, "", _FOUND])
 
 
 def _row(trial: Trial) -> str:
