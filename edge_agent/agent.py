@@ -221,7 +221,7 @@ class Agent:
     async def _load_key(self, data_dir: Path) -> bytes | None:
         try:
             data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return await asyncio.to_thread(load_kek, self.parts.loaded.buffer_key)  # a TPM takes its seconds
+            return await asyncio.to_thread(load_kek, self.parts.loaded.buffer_key)  # a TPM takes seconds
         except (KeyProblem, OSError) as error:
             # alarms go on without a key; nothing is kept or acknowledged, so senders keep what they have
             self.fault(BUFFER_CONDITIONS["buffer key"], "buffer", str(error))

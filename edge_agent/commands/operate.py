@@ -357,9 +357,7 @@ def run_observe(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 def run_admit(client: ControlClient, arguments: argparse.Namespace) -> int:
     """Admit; the bed starts with its preset."""
-    reply = client.call(
-        "admit", bed=arguments.bed, patient_id=arguments.patient, age=arguments.age, sex=arguments.sex
-    )
+    reply = client.call("admit", bed=arguments.bed, patient_id=arguments.patient, age=arguments.age, sex=arguments.sex)
     print(f"admitted to {reply['bed']}")
     return 0
 
