@@ -219,9 +219,12 @@ class Agent:
         )  # fmt: skip
 
     async def _load_key(self, data_dir: Path) -> bytes | None:
-        try:
+        def load() -> bytes:
             data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return await asyncio.to_thread(load_kek, self.parts.loaded.buffer_key)  # a TPM takes seconds
+            return load_kek(self.parts.loaded.buffer_key)
+
+        try:
+            return await asyncio.to_thread(load)  # a TPM takes its seconds, and so may a disk
         except (KeyProblem, OSError) as error:
             # alarms go on without a key; nothing is kept or acknowledged, so senders keep what they have
             self.fault(BUFFER_CONDITIONS["buffer key"], "buffer", str(error))
