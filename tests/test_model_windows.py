@@ -118,6 +118,49 @@ def test_what_is_older_than_a_day_is_gone_however_long_nothing_came() -> None:
         assert hours(windows, later, "spo2") == [91.0]
 
 
+def test_a_bin_begins_with_its_first_nanosecond() -> None:
+    windows = Windows([BED])
+    number = BEGIN // BIN_NS
+    for at_ns, value in (((number + 1) * BIN_NS - 1, 90.0), ((number + 1) * BIN_NS, 80.0)):
+        see(windows, at_ns, "spo2", value)
+    (ring,) = windows.copy(BED, (number + 1) * BIN_NS).rings
+    bins = array("d")
+    bins.frombytes(ring.bins)
+    assert bins[number % SLOTS] == 90.0 and ring.values == (80.0,)
+
+
+def test_of_many_values_those_are_kept_that_lie_evenly_in_the_bin() -> None:
+    windows = Windows([BED])
+    begin = (BEGIN // BIN_NS + 1) * BIN_NS
+    for second in range(300):
+        see(windows, begin + second * NS, "heart_rate", 10.0 + second / 2)
+    for _ in range(2):  # and in the next bin likewise
+        (ring,) = windows.copy(BED, begin + 299 * NS).rings
+        seconds = [round((value - 10.0) * 2) for value in ring.values]
+        assert seconds == list(range(0, 300, 8))
+        begin += BIN_NS
+        for second in range(300):
+            see(windows, begin + second * NS, "heart_rate", 10.0 + second / 2)
+
+
+def test_the_ring_holds_a_day_to_the_bin_and_gaps_in_it_are_empty() -> None:
+    windows = Windows([BED])
+    first = BEGIN // BIN_NS
+    for number in range(first, first + 2 * SLOTS):
+        if number % 7 not in (3, 4):  # gaps of two bins
+            see(windows, number * BIN_NS, "heart_rate", 50.0 + (number - first) / 10)
+    newest = first + 2 * SLOTS - 1
+    (ring,) = windows.copy(BED, newest * BIN_NS).rings
+    bins = array("d")
+    bins.frombytes(ring.bins)
+    for number in range(newest - SLOTS + 1, newest):
+        value = bins[number % SLOTS]
+        if number % 7 in (3, 4):
+            assert math.isnan(value)
+        else:
+            assert value == 50.0 + (number - first) / 10
+
+
 def test_the_age_of_the_newest_value_is_known() -> None:
     windows = Windows([BED])
     assert age_bins(windows.copy(BED, BEGIN)) == SLOTS
