@@ -351,7 +351,8 @@ def _prove_steps(bundle: Bundle, engine: Engine) -> None:
 def _calibrated(how: Calibration, raw: Floats) -> Floats:
     if how.kind == "platt":
         sure = np.clip(raw, 1e-7, 1 - 1e-7)  # the logit of 0 and 1 is infinite
-        return np.asarray(1.0 / (1.0 + np.exp(-(how.a * np.log(sure / (1.0 - sure)) + how.b))))
+        logit = np.clip(how.a * np.log(sure / (1.0 - sure)) + how.b, -30.0, 30.0)  # beyond it nothing changes any more
+        return np.asarray(1.0 / (1.0 + np.exp(-logit)))
     if how.kind == "points":
         return np.asarray(np.interp(raw, how.x, how.y))
     return raw

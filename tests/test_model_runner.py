@@ -11,6 +11,8 @@ import model_bundles
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models_tflite import bundle, features, runner, runtime
 from models_tflite.bundle import Bundle, BundleRefused
@@ -131,6 +133,28 @@ def test_a_nan_is_not_measured_and_too_few_vitals_are_not_scored(opened: Runner)
     assert only(opened, Window("ICU-1", rows, 60.0, 1.0)).status == "scored"
     nothing = only(opened, Window("ICU-1", np.full((24, 7), np.nan), 60.0, 1.0))
     assert (nothing.risk, nothing.reason, nothing.coverage) == (None, "coverage", 0.0)
+
+
+_NUMBER = st.one_of(
+    st.floats(30, 100), st.just(float("nan")), st.floats(), st.sampled_from([0.97, 98.6, 16.0, 1e308, -1e308, 5e-324])
+)
+_WINDOW = st.builds(
+    lambda rows, age, sex: Window("ICU-1", rows, age, sex),
+    st.lists(st.lists(_NUMBER, min_size=7, max_size=7), max_size=26),
+    _NUMBER,
+    _NUMBER,
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(_WINDOW, min_size=1, max_size=4))
+def test_any_numbers_give_a_risk_or_a_reason(opened: Runner, windows: list[Window]) -> None:
+    for result in opened.score(windows, 0.0):
+        if result.status == "scored":
+            assert result.risk is not None and 0 <= result.risk <= 1 and not result.reason
+        else:
+            assert result.risk is None and result.reason and result.text and not result.contributions
+        assert 0 <= result.coverage <= 1
 
 
 def test_age_and_sex_may_be_unknown(opened: Runner) -> None:
