@@ -100,6 +100,7 @@ class _Stream:
     def thin(self) -> None:
         """Keep every second value, and from now on take half as many."""
         del self.values[1::2]
+        self.wait = self.stride  # the newest value went, and the next one lies as far from the last that stayed
         self.stride *= 2
 
 
@@ -142,7 +143,6 @@ class Windows:
         stream.values.append(value)
         if len(stream.values) == MOST:
             stream.thin()
-            stream.wait = stream.stride
 
     def clear(self, bed: str) -> None:
         """Forget a bed, for another patient lies there."""
