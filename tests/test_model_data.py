@@ -81,6 +81,15 @@ def test_rows_in_any_order_are_put_in_order(folder: Path, tmp_path: Path) -> Non
     assert np.array_equal(want.site, found.site) and np.array_equal(want.label, found.label)
 
 
+def test_hours_that_are_skipped_are_told(folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    originals.convert(folder, tmp_path / "all.parquet")
+    table = parquet.read_table(tmp_path / "all.parquet")
+    assert data.read(tmp_path / "all.parquet").rows == 61 and not recwarn
+    parquet.write_table(pyarrow.concat_tables([table.slice(0, 4), table.slice(6)]), tmp_path / "gap.parquet")
+    with pytest.warns(UserWarning, match=r"gap\.parquet: 1 stays skip hours"):
+        assert data.read(tmp_path / "gap.parquet").rows == 59
+
+
 def test_select_and_windows(folder: Path) -> None:
     stays = data.read(folder)
     some = stays.select(np.array([2, 1]))

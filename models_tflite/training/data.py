@@ -14,6 +14,7 @@ prediction of sepsis from clinical data, Crit Care Med 2020;48(2):210-217.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,6 +285,12 @@ def _assemble(path: Path, pid: Ints, site: NDArray[np.str_], columns: dict[str, 
     begins = np.flatnonzero(np.diff(pid, prepend=-1))
     if np.any((np.diff(hour) <= 0) & (np.diff(pid) == 0)):
         raise DataError(f"{path}: a stay holds the same hour twice")
+    gaps = np.flatnonzero((np.diff(hour) > 1) & (np.diff(pid) == 0))
+    if len(gaps):
+        what = (
+            f"{path}: {len(np.unique(pid[gaps]))} stays skip hours; their rows are taken as if they followed each other"
+        )
+        warnings.warn(what, stacklevel=2)
     male = columns["Gender"][order][begins]
     return Stays(
         pid=pid[begins],
