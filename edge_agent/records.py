@@ -74,7 +74,7 @@ class Waveform(_Item, frozen=True, tag="w"):
 class DeviceStatus(_Item, frozen=True, tag="s"):
     """A state of device, sensor or link that is not a vital sign, such as sensor off, low battery, link lost."""
 
-    kind: str  # link, sensor, signal, battery, device, heartbeat, clock
+    kind: str  # link, sensor, signal, battery, device, heartbeat, clock; of people: operator, entered
     state: str
     at_ns: int
     detail: str = ""
