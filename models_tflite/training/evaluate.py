@@ -3,7 +3,8 @@
 Any table in the format that `data.read` takes will do, also one that nobody has seen. Nothing is chosen on it: every
 threshold comes from the bundle, or from the training and validation patients on whom the baselines were fitted. The
 Challenge's utility is that of alarms in all rows at or above the threshold. A row for which the bundle abstains gives
-no alarm and ranks below all others; how many there are is told.
+no alarm, and ranks where somebody ranks of whom nothing is known: at the share of labelled rows in training, or just
+below the threshold if that is lower. How many there are is told.
 
 Needs the bedside's packages and pyarrow, no TensorFlow and no xgboost.
 """
@@ -36,7 +37,7 @@ _WHOLE = "all"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One score of every row with thresholds from elsewhere; `abstained` rows score lowest."""
+    """One score of every row with thresholds from elsewhere; `abstained` rows have the base rate."""
 
     name: str
     title: str
@@ -113,16 +114,16 @@ def from_bundle(bundle: Bundle, stays: Stays) -> Candidate:
 
     runner = Runner(bundle)
     risk, abstained = np.zeros(stays.rows), np.zeros(stays.rows, dtype=np.bool_)
-    of_row = stays.of_row
+    of_row, about = stays.of_row, bundle.description
+    unknown = min(float(about.training.get("base_rate", 0.0)), math.nextafter(about.thresholds.on, 0.0))
     for begin in range(0, stays.rows, _CHUNK):
         rows = np.arange(begin, min(begin + _CHUNK, stays.rows))
         last_day = windows(stays, rows, features.WINDOW).astype(np.float64)
         age, sex = stays.age[of_row[rows]].tolist(), stays.sex[of_row[rows]].tolist()
         asked = [Window(str(row), vitals, *about) for row, vitals, *about in zip(rows, last_day, age, sex, strict=True)]
         for row, scored in zip(rows.tolist(), runner.score(asked), strict=True):
-            risk[row] = 0.0 if scored.risk is None else scored.risk
+            risk[row] = unknown if scored.risk is None else scored.risk
             abstained[row] = scored.risk is None
-    about = bundle.description
     return Candidate(
         "bundle", bundle.identity, risk, about.thresholds.on, alerts.stored(about.training), True, abstained
     )

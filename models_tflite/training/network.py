@@ -33,7 +33,7 @@ _AVERAGE = 0.998  # of the weights, per step
 _WARM_UP = 100  # steps
 _LONGEST_STEP = 1.0  # norm of the gradient
 _BETA = (0.9, 0.999)
-_AT_ONCE = 2048  # windows scored together
+AT_ONCE = 1024  # windows scored together
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,22 +216,27 @@ class _Learning:
         slow.assign(keep * slow + (1 - keep) * weight)
 
 
+def scorer(network: Network) -> Callable[[Array], NDArray[np.float64]]:
+    """A function from normalised windows (B, T, F) to the float network's risks, before any calibration."""
+    tf, score = tensorflow(), _compiled()
+    members = [{name: tf.constant(value) for name, value in each.items()} for each in network.members]
+
+    def risks_of(x: Array) -> NDArray[np.float64]:
+        filled = np.concatenate([x, np.repeat(x[-1:], AT_ONCE - len(x), axis=0)])  # one shape: compiled once
+        return np.asarray(score(members, tf.constant(filled)).numpy()[: len(x)], np.float64)
+
+    return risks_of
+
+
 def risks(network: Network, stays: Stays, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
     """The float network's risk of each row (of all rows by default), before any calibration."""
-    rows = np.arange(stays.rows) if rows is None else rows
-    tf, score = tensorflow(), _scorer()
-    members = [{name: tf.constant(value) for name, value in each.items()} for each in network.members]
-    out = np.empty(len(rows))
-    for at in range(0, len(rows), _AT_ONCE):
-        part = rows[at : at + _AT_ONCE]
-        filled = np.concatenate([part, np.repeat(part[-1:], _AT_ONCE - len(part))])  # one shape: compiled once
-        x = normalised(seen(stays, filled), network.scale)
-        out[at : at + len(part)] = score(members, tf.constant(x)).numpy()[: len(part)]
-    return out
+    rows, score = np.arange(stays.rows) if rows is None else rows, scorer(network)
+    parts = (rows[at : at + AT_ONCE] for at in range(0, len(rows), AT_ONCE))
+    return np.concatenate([score(normalised(seen(stays, part), network.scale)) for part in parts])
 
 
 @cache
-def _scorer() -> Any:
+def _compiled() -> Any:
     """Members and windows to risks; compiled once for each number and width of members."""
     tf = tensorflow()
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,8 @@ from numpy.typing import NDArray
 
 from models_tflite import features, runtime
 from models_tflite.training import network
-from models_tflite.training.data import Stays
 from models_tflite.training.network import CLIP, Member, Network
-from models_tflite.training.samples import Scale, seen
+from models_tflite.training.samples import Scale
 
 Array = NDArray[np.float32]
 
@@ -37,7 +37,6 @@ _ALLOWED = frozenset(
     | {"MINIMUM", "MAXIMUM", "DELEGATE"}  # what the runtime hands to its own kernels appears as one delegate
 )
 _PATIENCE_S = 600.0
-_AT_ONCE = 256  # windows; more does not make a small network faster
 
 
 class ConversionFailed(RuntimeError):
@@ -110,15 +109,10 @@ def check(model: bytes, net: Network, x: Array) -> dict[str, Error]:
     return found
 
 
-def risks(model: bytes, net: Network, stays: Stays) -> NDArray[np.float64]:
-    """The converted network's risk of every row, before any calibration."""
+def scorer(model: bytes) -> Callable[[Array], NDArray[np.float64]]:
+    """A function from normalised windows (B, T, F) to the converted network's risks, before any calibration."""
     engine = runtime.open_engine(model)
-    out = np.empty(stays.rows)
-    for at in range(0, stays.rows, _AT_ONCE):
-        rows = np.arange(at, min(at + _AT_ONCE, stays.rows))
-        x = network.normalised(seen(stays, rows), net.scale).transpose(1, 0, 2)
-        out[rows] = engine.roll(np.ascontiguousarray(x))[0]
-    return out
+    return lambda x: engine.roll(np.ascontiguousarray(x.transpose(1, 0, 2)))[0].astype(np.float64)
 
 
 def operations(model: bytes) -> Counter[str]:
