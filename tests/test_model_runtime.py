@@ -98,6 +98,30 @@ def test_a_poisoned_row_does_not_touch_its_neighbours(package: str, kind: str, v
     np.testing.assert_allclose(risk[[0, 2, 3]], clean[[0, 2, 3]], atol=1e-7)
 
 
+class _Overflowing:
+    """The real interpreter, except that the state of the second row has run over."""
+
+    def __init__(self, real: object, index: int) -> None:
+        self._real, self._index = real, index
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+    def get_tensor(self, index: int) -> np.ndarray:
+        value = self._real.get_tensor(index)
+        if index == self._index:
+            value[1, 0] = np.inf
+        return value
+
+
+def test_a_state_that_has_run_over_is_told_though_the_risk_looks_sound() -> None:
+    engine = open_engine(model_bundles.model("float"))
+    engine._interpreter = _Overflowing(engine._interpreter, engine._state[0][1])
+    risk, finite = engine.roll(inputs(3))
+    assert np.isfinite(risk).all()
+    assert finite.tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(5000), model_bundles.model()[:2000]])
 def test_what_is_no_model_is_refused_and_not_given_to_the_older_runtime(content: bytes) -> None:
     """tflite-runtime does not survive the last one: it would take the whole process with it."""
