@@ -288,7 +288,7 @@ def _assemble(path: Path, pid: Ints, site: NDArray[np.str_], columns: dict[str, 
     gaps = np.flatnonzero((np.diff(hour) > 1) & (np.diff(pid) == 0))
     if len(gaps):
         what = (
-            f"{path}: {len(np.unique(pid[gaps]))} stays skip hours; their rows are taken as if they followed each other"
+            f"{path}: {len(np.unique(pid[gaps]))} stays skip hours; their rows are taken as one after another"
         )
         warnings.warn(what, stacklevel=2)
     male = columns["Gender"][order][begins]
