@@ -287,9 +287,7 @@ def _assemble(path: Path, pid: Ints, site: NDArray[np.str_], columns: dict[str, 
         raise DataError(f"{path}: a stay holds the same hour twice")
     gaps = np.flatnonzero((np.diff(hour) > 1) & (np.diff(pid) == 0))
     if len(gaps):
-        what = (
-            f"{path}: {len(np.unique(pid[gaps]))} stays skip hours; their rows are taken as one after another"
-        )
+        what = f"{path}: {len(np.unique(pid[gaps]))} stays skip hours; their rows are taken as one after another"
         warnings.warn(what, stacklevel=2)
     male = columns["Gender"][order][begins]
     return Stays(
