@@ -5,6 +5,7 @@ Made-up septic stays get a faster heart and a lower pressure before onset, so th
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,10 @@ def test_the_teacher_judges_nobody_whom_it_knows(stays: Stays) -> None:
     assert abs(metrics.auroc(label, said.astype(np.float64)) - 0.5) < 0.15
 
 
-def test_studies_tell_of_every_part_and_both_hospitals(stays: Stays) -> None:
-    found = studies.run(stays, Settings(members=1, units=4, rounds=1, batch=64, share=1.0), 1, Track(), lambda _: None)
-    assert {"one member", "without the teacher", "current vitals, age and sex only"} <= set(found["validation"])
+def test_studies_tell_of_every_part_and_both_hospitals(stays: Stays, tmp_path: Path) -> None:
+    out = tmp_path / "studies.json"
+    settings = Settings(members=1, units=4, rounds=1, batch=32, share=1.0)
+    studies.run(stays, settings, 1, out, Track())
+    found = json.loads(out.read_text())
+    assert {"without the teacher", "current vitals, age and sex only"} <= set(found["validation"])
     assert set(found["across"]) == {"A to B", "B to A"}

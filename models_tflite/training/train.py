@@ -1,13 +1,14 @@
 """From the public recordings to a signed bundle with its model card: `python -m models_tflite.training.train --help`.
 
 Training stays teach; validation stays decide calibration and thresholds; test stays are scored once at the end, by
-`evaluate` and the bedside's own runner. The same data, seed and versions of the packages give the same weights. With
-`--studies` the ablations, both directions across hospitals and other seeds are trained as well, for the model card.
+`evaluate` and the bedside's own runner. The same data, seed and versions of the packages give the same weights.
+Ablations, other seeds and both directions across hospitals come from the command `studies`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import asdict
@@ -31,7 +32,6 @@ from models_tflite.training import (
     quantize,
     recipe,
     samples,
-    studies,
     tracking,
 )
 from models_tflite.training.data import DataError, Stays
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tracking.track(asked.track, f"{NAME} {asked.version} seed {asked.seed}") as track:
             made = make(stays, settings, asked, key, track)
             found = judge(made.folder, asked, stays, track)
-            studied = studies.run(stays, settings, asked.threads, track, _tell) if asked.studies else {}
+            studied = json.loads(asked.studies.read_text()) if asked.studies else {}
             card.write(made.folder, made.about, found, made.facts, studied, data.describe(stays))
             track.file(made.folder / card.NAME)
     except (DataError, bundle.BundleRefused, quantize.ConversionFailed) as error:
