@@ -1,11 +1,11 @@
 """Windows of many beds to risks, or to the reason why there is none.
 
 Theory of operation. Each window passes the gate first: its shape, numbers that are not finite, values that no patient
-can have (mostly a mistaken unit), too little measured. What passes becomes inputs (`features.inputs`), and a window
-with an input beyond the least and most that training saw is unfamiliar: the model abstains rather than guess. The
-rest is normalised and goes through the network in one batch, every bed in its own row with a state of its own that
-begins at zero. What comes out must be finite and within 0 to 1; it is calibrated then. A contribution is what the risk
-loses when one vital sign is taken out of the window as if it had never been measured.
+can have (mostly a mistaken unit; a single stray one counts as not measured), too little measured. What passes becomes
+inputs (`features.inputs`), and a window with an input beyond the least and most that training saw is unfamiliar: the
+model abstains rather than guess. The rest is normalised and goes through the network in one batch, every bed in its own
+row with a state of its own that begins at zero. What comes out must be finite and within 0 to 1; it is calibrated then.
+A contribution is what the risk loses when one vital sign is taken out of the window as if it had never been measured.
 
 A runner is opened only when the bundle's goldens come out right, on this machine, in the runtime that will be used.
 """
@@ -30,6 +30,7 @@ Status = Literal["scored", "abstained", "error"]
 Floats = NDArray[np.float64]
 NEVER = float("inf")
 ROWS = 64  # of a batch through the network; more would only take memory
+_STRAY = 0.25  # of a vital sign's values; more that no patient can have are no accident
 _KEPT = 1 << 20  # bytes; the arrays of 32 windows and their inputs
 _SLACK = 1e-3  # of a deviation: inputs are 32-bit numbers, the limits of training are not
 _ANEW = (
@@ -181,16 +182,25 @@ class Runner:
         return out, refused
 
     def _gate(self, rows: Floats, refused: dict[int, tuple[str, str]]) -> list[float]:
-        """Adds to `refused` what may not be scored; returns the coverage of each window."""
+        """Adds to `refused` what may not be scored; returns the coverage of each window.
+
+        A stray value that no patient can have counts as not measured, and is blanked in `rows`. When the newest value
+        of a vital sign is such, or many are, it is no stray but a unit or a sensor.
+        """
         quality = self.bundle.description.quality
         measured = ~np.isnan(rows)
-        recent = measured[:, -quality.recent_steps :]
-        coverage: list[float] = recent.mean(axis=(1, 2)).tolist()
         with np.errstate(invalid="ignore"):
             wrong = (rows < self._least) | (rows > self._most)
         if wrong.any():
-            for index in np.flatnonzero(wrong.any(axis=(1, 2))).tolist():
-                refused.setdefault(index, self._implausible(rows[index], wrong[index]))
+            newest = rows.shape[1] - 1 - measured[:, ::-1].argmax(axis=1, keepdims=True)
+            fault = np.take_along_axis(wrong, newest, axis=1)[:, 0] | np.isinf(rows).any(axis=1)
+            fault |= wrong.sum(axis=1) > _STRAY * measured.sum(axis=1)
+            for index in np.flatnonzero(fault.any(axis=1)).tolist():
+                refused.setdefault(index, self._implausible(rows[index], wrong[index] & fault[index]))
+            rows[wrong] = np.nan
+            measured &= ~wrong
+        recent = measured[:, -quality.recent_steps :]
+        coverage: list[float] = recent.mean(axis=(1, 2)).tolist()
         vitals = recent.any(axis=1).sum(axis=1)
         if (vitals < quality.least_vitals).any():
             for index in np.flatnonzero(vitals < quality.least_vitals).tolist():

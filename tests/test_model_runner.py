@@ -118,8 +118,35 @@ def test_what_no_patient_can_have_is_not_scored(
     result = only(opened, with_value(vital, value))
     assert (result.status, result.risk, result.reason) == ("abstained", None, reason)
     assert words in result.text
-    earlier = only(opened, with_value(vital, value, step=3))  # anywhere in the window
-    assert earlier.reason == reason and "20 h ago" in earlier.text
+
+
+def test_a_stray_value_hours_ago_counts_as_not_measured(opened: Runner) -> None:
+    for value in (0.97, 900.0, -3.0):
+        stray, missing = (only(opened, with_value("spo2", each, step=3)) for each in (value, float("nan")))
+        assert stray.status == "scored" and stray.risk == missing.risk
+    infinite = only(opened, with_value("spo2", float("inf"), step=3))  # no device means that by accident
+    assert infinite.reason == "not_finite" and "20 h ago" in infinite.text
+
+
+def test_a_stray_value_is_no_coverage(opened: Runner) -> None:
+    rows = model_bundles.rows(1, missing=0.0)
+    full = only(opened, Window("ICU-1", rows, 60.0, 1.0)).coverage
+    rows[-2, VITAL["spo2"]] = 0.97
+    assert only(opened, Window("ICU-1", rows, 60.0, 1.0)).coverage == pytest.approx(full - 1 / 42)
+
+
+def test_many_strays_or_the_newest_of_a_vital_are_no_accident(opened: Runner) -> None:
+    rows = model_bundles.rows(1, missing=0.0)
+    rows[:6, VITAL["temperature"]] = 98.6  # a quarter of the hours
+    assert only(opened, Window("ICU-1", rows, 60.0, 1.0)).status == "scored"
+    rows[6, VITAL["temperature"]] = 98.6
+    result = only(opened, Window("ICU-1", rows, 60.0, 1.0))
+    assert result.reason == "implausible" and "temperature 98.6 17 h ago" in result.text
+    rows = model_bundles.rows(1, missing=0.0)
+    rows[-1, VITAL["temperature"]] = np.nan  # not measured in this hour: the newest is that of the hour before
+    rows[-2, VITAL["temperature"]] = 98.6
+    result = only(opened, Window("ICU-1", rows, 60.0, 1.0))
+    assert result.reason == "implausible" and "temperature 98.6 1 h ago" in result.text
 
 
 def test_a_nan_is_not_measured_and_too_few_vitals_are_not_scored(opened: Runner) -> None:
