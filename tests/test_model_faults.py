@@ -369,3 +369,29 @@ def test_a_refused_bundle_or_a_thread_that_hangs_is_no_death(tmp_path: Path) -> 
     for thread in threads:
         thread.join(20)
     Watched(Invented, file)
+
+
+@pytest.mark.alm("ALM-29")
+def test_what_goes_wrong_around_a_model_never_reaches_the_alarm_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Odd(Invented):
+        def score(self, batch: Batch) -> Sequence[Result]:
+            return [each._replace(contributions=(("spo2", "much"),)) for each in super().score(batch)]  # type: ignore[arg-type]
+
+    models: list[Invented] = [Odd(0.9), Invented(0.1)]
+    ward = Ward(tmp_path, lambda: models.pop(0))
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", lambda _self: (_ for _ in ()).throw(RuntimeError("no thread left")))
+        ward.turn()
+    assert fault(ward) == "RuntimeError: no thread left"
+    low(ward)
+    ward.turn(60)
+    ward.hear()
+    ward.turn(1)
+    ward.hear()
+    assert "ValueError" in ward.faults[-1] and ward.active(GATEWAY)
+    ward.turn(120)
+    ward.hear()
+    ward.ask(1)
+    assert fault(ward) == "" and ward.scores()[-1].value == 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import model_bundles
 import numpy as np
@@ -12,7 +13,10 @@ from risk_rig import ABOUT, HOUR_NS, NS, Invented, Ward
 
 from edge_agent.config import ConfigError
 from edge_agent.presets import load_presets
-from edge_agent.risk import model_opener
+from edge_agent.records import Observation
+from edge_agent.risk import hours, live, model_opener
+from edge_agent.risk.restart import Found
+from edge_agent.watch.windows import Windows
 from models_tflite import bundle, features
 from models_tflite.runner import Runner, Window
 
@@ -206,3 +210,44 @@ def test_a_model_that_would_score_no_bed_is_refused_before_anything_starts(tmp_p
         Ward(tmp_path, None, model='score = "stroke"\n')
     with pytest.raises(ConfigError, match="no bed would be scored"):
         Ward(tmp_path, None, preset='name = "scored"\nextends = "neonate"\n')
+
+
+def test_nothing_is_asked_before_the_windows_are_read_back_or_their_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[Any, ...]] = []
+
+    class Reading:
+        def __init__(self, *given: Any) -> None:
+            started.append(given)
+
+        def start(self) -> None: ...
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(live, "Restart", Reading)
+    past = Windows(["ICU-1", "ICU-2", "ICU-3"])
+    for comes in ("in time", "late"):
+        model = Invented(lambda bed: 0.1)
+        ward = Ward(tmp_path, lambda model=model: model, beds=3)  # type: ignore[misc]
+        assert ward.risk is not None
+        for bed in ("ICU-1", "ICU-2", "ICU-3"):
+            past.observe(bed, Observation("spo2", 91.0, "valid", ward.now - HOUR_NS))
+        ward.risk.restart(tmp_path, b"", {}, lambda _s: True)
+        ward.begin()
+        for _ in range(2):
+            ward.turn(60)
+        assert model.batches == [] and ward.risk.status()["state"] == "waiting"
+        ward.pipeline.admit("ICU-2", "P2", ward.now)
+        done = started[-1][-1]
+        if comes == "late":
+            ward.turn(70)
+            ward.hear()
+            assert [each.window.rings for each in model.batches[0].beds] == [(), (), ()]
+        done(Found({bed: past.copy(bed, ward.now) for bed in ("ICU-1", "ICU-2", "ICU-3")}, ""))
+        ward.hear()
+        for _ in range(3):
+            ward.turn(20)
+        ward.hear()
+        filled = [[hours.rows(each.window)[-2, 1] for each in batch.beds] for batch in model.batches[-1:]]
+        assert filled == [[91.0, pytest.approx(math.nan, nan_ok=True), 91.0]], "not of the patient who has left"

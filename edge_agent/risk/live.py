@@ -37,6 +37,7 @@ NS = 1_000_000_000
 SOURCE: Final = "model"  # of the score's records and conditions
 CONDITION: Final = "model_fault"
 OPEN_NS = 60 * NS  # in which a model must be open and proven: importing its runtime from a slow card takes seconds
+RESTART_NS = 180 * NS  # a disk that has not given the windows back by then is not waited for
 BATCH_BEDS = 16  # copying so many windows takes the loop a fraction of a millisecond
 MOST_HUNG = 3  # threads that hang for good; more would only be more memory
 PAUSES_NS = (60 * NS, 3600 * NS)  # before another engine is tried: at first, and at most
@@ -82,6 +83,7 @@ class Risk:
         self._kept: dict[str, int] = {}
         self._restart: Restart | None = None  # while it reads the windows of before the start
         self._epochs: dict[str, int] = {}  # of the beds when it began
+        self._read_ns = 0  # when it is not waited for any more
         self._past: list[Copy] = []  # windows of before the start that are still to be filled in
         self._clock = Clock()
         self.people: dict[str, tuple[float | None, float | None]] = {}  # age in years, sex 1 male 0 female
@@ -97,7 +99,13 @@ class Risk:
 
     def tick(self, at_ns: int) -> None:
         """Notice what is late, begin what is due; call it about once a second."""
-        self._fill()
+        try:
+            self._turn(at_ns)
+        except Exception as error:  # whatever goes wrong around a model is its own fault, and never the alarm loop's
+            self._failed(at_ns, error)
+
+    def _turn(self, at_ns: int) -> None:
+        self._fill(at_ns)
         if self._due_ns is not None and at_ns >= self._due_ns:
             doing = "has not opened its bundle" if self._about is None else "does not answer"
             limit = OPEN_NS if self._about is None else self._deadline_ns
@@ -106,7 +114,7 @@ class Risk:
         if self._engine is None:
             self._begin(at_ns)
             return
-        if self._about is None or self._batch is not None or self._restart is not None:
+        if self._about is None or self._batch is not None or self._restart is not None or self._past:
             return
         if not self._queue and at_ns >= self._next_ns:
             self._next_ns = max(self._next_ns + self._every_ns, at_ns + self._every_ns // 2)
@@ -127,22 +135,24 @@ class Risk:
         self._restart = Restart(
             data_dir, kek, patients, settings, ready, lambda found: self._post(lambda: self._found(found))
         )
+        self._read_ns = self._now() + RESTART_NS
         self._restart.start()
 
     def _found(self, found: Found) -> None:
         log.info("windows read back beds=%d detail=%r", len(found.windows), found.fault)
-        self._past = [each for bed, each in found.windows.items() if self._epochs[bed] == self.windows.epoch(bed)]
-        self._fill()
+        self._past, self._restart = list(found.windows.values()), None
 
-    def _fill(self) -> None:
+    def _fill(self, at_ns: int) -> None:
         """Fill one bed in: it takes about a millisecond, and the alarm loop has other things to do."""
+        if self._restart is not None and at_ns >= self._read_ns:
+            log.warning("windows not read back within_s=%d", RESTART_NS // NS)
+            self._restart.stop()
+            self._restart = None  # what it finds is filled in all the same
         while self._past:
             window = self._past.pop()
             if self._epochs[window.bed] == self.windows.epoch(window.bed):
                 self.windows.fill(window.bed, window.number, window.rings)
-                break
-        if not self._past:
-            self._restart = None
+                return
 
     def new_patient(self, bed: str) -> None:
         """Forget everything of a bed."""
@@ -189,6 +199,12 @@ class Risk:
 
     def _take(self, engine: Engine, message: Message) -> None:
         at_ns = self._now()
+        try:
+            self._heard(engine, message, at_ns)
+        except Exception as error:  # as in tick
+            self._failed(at_ns, error)
+
+    def _heard(self, engine: Engine, message: Message, at_ns: int) -> None:
         if engine is not self._engine:
             self._counts["dropped"] += 1
             return
@@ -201,6 +217,11 @@ class Risk:
             self._next_ns = at_ns
         elif self._batch is not None and message.number == self._batch.number:
             self._answered(message, self._batch, at_ns)
+
+    def _failed(self, at_ns: int, error: Exception) -> None:
+        log.error("model failed", exc_info=error)
+        self._counts["failed"] += 1
+        self._abandon(at_ns, f"{type(error).__name__}: {error}")
 
     def _abandon(self, at_ns: int, why: str) -> None:
         """Turn away from the engine, whatever it is at; another begins after a pause."""
@@ -322,7 +343,7 @@ class Risk:
     def _state(self) -> str:
         if self._detail:
             return "fault"
-        return "waiting" if self._about is None or self._restart is not None else "running"
+        return "waiting" if self._about is None or self._restart is not None or self._past else "running"
 
     def bed_status(self, bed: str, at_ns: int) -> Mapping[str, Any] | None:
         """The newest score of a bed; None when it is not scored."""
