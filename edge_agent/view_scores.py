@@ -27,7 +27,7 @@ def text(name: str, score: Mapping[str, Any]) -> str:
 
 
 def risk(bed: Bed) -> str:
-    """What the model says of a bed, sepsis risk 0.12 (coverage 83 %), or why it says nothing; empty without a model."""
+    """What the model says of a bed, sepsis risk 0.012 (coverage 83 %), or why it says nothing; empty without a model."""
     found = bed.get("risk")
     if not found:
         return ""
@@ -37,7 +37,7 @@ def risk(bed: Bed) -> str:
         return f"{name} ---{shadow}: {found.get('detail') or 'no reason given'}"
     age_s = found.get("age_s", 0.0)
     old = f", {age_s / 60:.0f} min ago" if age_s > _OLD_S else ""
-    return f"{name} {value:.2f}{shadow} (coverage {100 * found['coverage']:.0f} %{old})"
+    return f"{name} {value:.3f}{shadow} (coverage {100 * found['coverage']:.0f} %{old})"
 
 
 def short(bed: Bed) -> str:

@@ -251,3 +251,29 @@ def test_nothing_is_asked_before_the_windows_are_read_back_or_their_time_is_over
         ward.hear()
         filled = [[hours.rows(each.window)[-2, 1] for each in batch.beds] for batch in model.batches[-1:]]
         assert filled == [[91.0, pytest.approx(math.nan, nan_ok=True), 91.0]], "not of the patient who has left"
+
+
+def test_the_shipped_rows_are_what_the_shipped_bundle_was_tuned_to() -> None:
+    about = bundle.read(bundle.shipped()).description
+    row = load_presets()["adult"].by_id["sepsis_risk"]
+    assert row.high is not None
+    told = f"the bundle suggests {about.thresholds}: give edge_agent/alarms/presets/adult.toml round figures near these"
+    assert row.high == pytest.approx(about.thresholds.on, rel=0.1), told
+    assert row.high - row.deadband == pytest.approx(about.thresholds.off, rel=0.1), told
+    assert row.cool_down_s == about.thresholds.cool_down_s, told
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_shipped_bundle_scores_live_as_it_scores_rows(tmp_path: Path, seed: int) -> None:
+    ward = opened(tmp_path, "")
+    runner = Runner(bundle.read(bundle.shipped()))
+    rows, begin, scored = model_bundles.rows(seed, hours=30, missing=0.3), ward.now, 0
+    for hour, row in enumerate(rows):
+        ward.now = begin + hour * HOUR_NS
+        for term, value in zip(TERMS, row.tolist(), strict=True):
+            ward.see(term, None if math.isnan(value) else value, validity="invalid" if math.isnan(value) else "valid")
+        (score,) = ward.ask(30.0)
+        (expected,) = runner.score([Window("", rows[max(0, hour - features.WINDOW + 1) : hour + 1])])
+        scored += expected.risk is not None
+        assert score.value == (None if expected.risk is None else pytest.approx(expected.risk, abs=1e-6))
+    assert scored > 25

@@ -185,8 +185,8 @@ VITALS = {"heart_rate": value(131.0, "/min"), "spo2": value(97.0, "%")}
         ({"scores": news2(3, 5, "low-medium")}, "NEWS2 3 (partial, 5 of 7) at least low-medium: be there"),
         ({"scores": news2(0, 5)}, "NEWS2 0 (partial, 5 of 7)"),
         ({"scores": news2(None, 0)}, "NEWS2 --- (partial, 0 of 7)"),
-        ({"scores": news2(0, 7), "risk": risk(0.1234)}, "NEWS2 0 | sepsis risk 0.12 (coverage 83 %)"),
-        ({"risk": risk(0.5, shadow=True, age_s=180)}, "sepsis risk 0.50 in shadow (coverage 83 %, 3 min ago)"),
+        ({"scores": news2(0, 7), "risk": risk(0.1234)}, "NEWS2 0 | sepsis risk 0.123 (coverage 83 %)"),
+        ({"risk": risk(0.5, shadow=True, age_s=180)}, "sepsis risk 0.500 in shadow (coverage 83 %, 3 min ago)"),
         ({"scores": news2(0, 7), "risk": risk(None, detail="3 of 6 hours")}, "NEWS2 0 | sepsis risk ---: 3 of 6 hours"),
         ({"risk": risk(None)}, "sepsis risk ---: no reason given"),
     ],
@@ -212,7 +212,7 @@ def test_one_bed_large_tells_every_score_and_what_was_entered() -> None:
     at = told.index("entered: consciousness V 1 min ago, oxygen yes 40 % 5 min ago, SpO2 scale 2")
     assert told[at + 1 : at + 5] == [
         "NEWS2 5 medium [pulse 3]", "response: be there", "SI 0.9 concern",
-        "sepsis risk 0.20 (coverage 83 %) [resp_rate +0.1]",
+        "sepsis risk 0.200 (coverage 83 %) [resp_rate +0.1]",
     ]  # fmt: skip
     entered = {"scale": 1, "oxygen": {"value": False, "fio2": None, "age_s": 0.0, "left_s": 9.0}}
     assert "  entered: oxygen no 0 min ago" in drawn(only(values=VITALS, scores=scores, entered=entered), bed="B")
