@@ -129,7 +129,7 @@ def write(folder: Path, model: bytes, about: Description, key: Ed25519PrivateKey
 def private_key(path: Path) -> Ed25519PrivateKey:
     """The signing key in a PEM file (`openssl genpkey -algorithm ed25519 -out FILE`). Raises: BundleRefused."""
     try:
-        key = load_pem_private_key(_file(path, _KEY_LIMIT), password=None)
+        key = load_pem_private_key(_file(path, _KEY_LIMIT, _NAME_KEY), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise BundleRefused(path, f"no unencrypted private key in PEM ({error})", _MAKE_KEY) from error
     if not isinstance(key, Ed25519PrivateKey):
@@ -147,7 +147,7 @@ def public_keys(more: Iterable[Path] = ()) -> dict[str, Ed25519PublicKey]:
     keys: dict[str, Ed25519PublicKey] = {}
     for path in [*sorted(TRUSTED.glob("*.pub")), *more]:
         try:
-            key = load_pem_public_key(_file(path, _KEY_LIMIT))
+            key = load_pem_public_key(_file(path, _KEY_LIMIT, _NAME_KEY))
         except (ValueError, UnsupportedAlgorithm) as error:
             raise BundleRefused(path, f"no public key in PEM ({error})", _MAKE_KEY) from error
         if not isinstance(key, Ed25519PublicKey):
@@ -163,6 +163,8 @@ def fingerprint(key: Ed25519PublicKey) -> str:
 
 
 _COPY_ANEW = "The folder was damaged or changed after it was signed: copy the bundle anew from where it was issued"
+_COPY_WHOLE = f"Copy the whole bundle: {MODEL}, {DESCRIPTION}, {SIGNATURE}"
+_NAME_KEY = "Name a key file that is there and may be read"
 _MAKE_KEY = "Make one with: openssl genpkey -algorithm ed25519, and its .pub with: openssl pkey -pubout"
 
 
@@ -184,19 +186,18 @@ def _signer(folder: Path, text: bytes, signature: bytes, keys: dict[str, Ed25519
     )
 
 
-def _file(path: Path, limit: int) -> bytes:
+def _file(path: Path, limit: int, remedy: str = _COPY_WHOLE) -> bytes:
     """The bytes of a regular file of at most `limit`; follows no link, never waits for a pipe."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        remedy = "Copy the whole bundle: " + ", ".join((MODEL, DESCRIPTION, SIGNATURE))
         raise BundleRefused(path, f"cannot be opened ({error.strerror})", remedy) from error
     with open(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise BundleRefused(path, "is not a regular file", "Copy the file itself, not a link or a device")
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise BundleRefused(path, f"is longer than {limit} bytes", _COPY_ANEW)
+        raise BundleRefused(path, f"is longer than {limit} bytes", _COPY_ANEW if remedy == _COPY_WHOLE else remedy)
     return content
 
 

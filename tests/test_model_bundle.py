@@ -151,6 +151,9 @@ def test_without_any_key_nothing_is_trusted(copied: tuple[Path, Path], monkeypat
 def test_a_key_file_must_hold_an_ed25519_key(copied: tuple[Path, Path]) -> None:
     folder, _ = copied
     path = folder.parent / "wrong.pub"
+    with pytest.raises(BundleRefused, match="cannot be opened") as refused:
+        bundle.read(folder, [path])
+    assert refused.value.where == path and "key file" in refused.value.remedy
     other = ec.generate_private_key(ec.SECP256R1())
     for content, what in (
         (b"hello", "no public key in PEM"),

@@ -72,6 +72,14 @@ def test_the_same_windows_give_the_same_bits(found: Bundle, opened: Runner) -> N
     assert opened.score(windows, 0.0) == opened.score(windows, 0.0) == Runner(found).score(windows, 0.0)
 
 
+def test_a_rest_changes_nothing(opened: Runner) -> None:
+    windows = model_bundles.windows(5)
+    before = opened.score(windows, 0.0)
+    for _ in range(3):
+        opened.rest()
+        assert opened.score(windows, 0.0) == before
+
+
 def test_more_beds_than_a_batch_holds(opened: Runner) -> None:
     windows = model_bundles.windows(3) * 50
     risks = [result.risk for result in opened.score(windows)]

@@ -192,7 +192,8 @@ def _results(runner: Runner, stay: _Stay, explain_from: float) -> Iterator[Score
 
 
 def _line(hour: int, result: Scored) -> dict[str, Any]:
-    line: dict[str, Any] = {"hour": hour, "status": result.status, "risk": result.risk}
+    risk = None if result.risk is None else round(result.risk, 6)
+    line: dict[str, Any] = {"hour": hour, "status": result.status, "risk": risk}
     if result.reason:
         line |= {"reason": result.reason, "text": result.text}
     line["coverage"] = round(result.coverage, 3)
