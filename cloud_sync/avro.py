@@ -14,12 +14,14 @@ from __future__ import annotations
 import io
 import json
 import struct
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any, NamedTuple
 
 import fastavro
 
-from cloud_sync.encode import SCHEMA_OF, TOPIC_OF, UNIT_OF, Encoder
+from cloud_sync.encode import SCHEMA_OF, TOPIC_OF, Encoder
+from cloud_sync.observations import UNIT_OF
 from cloud_sync.pseudonym import Identities
 from cloud_sync.registry import Registry
 from cloud_sync.sinks import Fatal, Message, Retry
@@ -99,8 +101,14 @@ class AvroEncoder(Encoder):
             head = self._heads[name] = _HEADER.pack(MAGIC, schema_id)
         return head
 
-    def _value(self, schema: bytes, gateway: str, block: Block, sequence: int, entry: records.Entry) -> bytes:
+    def _values(self, block: Block, gateway: str) -> Iterator[bytes]:
+        leaving = self._identities.entry
+        for sequence, entry in enumerate(block.entries, block.first):
+            yield self._value(block, gateway, sequence, leaving(entry))
+
+    def _value(self, block: Block, gateway: str, sequence: int, entry: records.Entry) -> bytes:
         record = entry.record
+        schema = SCHEMA_OF[type(record)]
         shape: dict[str, Any] = {}
         for field, empty_is_null in self._kinds[schema].fields:
             if field == "unit":

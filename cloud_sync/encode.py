@@ -7,22 +7,24 @@ survives every resend), bed, source, patient, UTC with its quality. `record` hol
 of `records.shape`, except that a waveform keeps its samples as the device's own integers. schemas/*.json describe
 every message; docs/forwarding.md tells what a receiver needs to know.
 
-An observation is by far the most frequent record, so it has a structure of its own instead of a dictionary.
+An observation is by far the most frequent record: `observations` puts its message together from pieces.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from importlib import resources
+from itertools import count
 from typing import Any
 
 import msgspec
 
+from cloud_sync.observations import UNIT_OF, Moments, Observations
 from cloud_sync.pseudonym import Identities
-from cloud_sync.sinks import Message
-from edge_agent import records, terms
+from cloud_sync.sinks import Header, Message
+from edge_agent import records
 from edge_agent.buffer import Block
 
 SCHEMA_VERSION = 1  # of every message; raised when a field changes its meaning or goes
@@ -53,21 +55,12 @@ SCHEMA_OF: dict[type, bytes] = {
     records.Reject: b"reject",
 }
 _VERSION_HEADER = ("schema-version", str(SCHEMA_VERSION).encode())
-UNIT_OF: dict[str, str] = {term.name: term.ucum for term in terms.TERMS}
 
 
-class _Observed(msgspec.Struct, omit_defaults=True, gc=False):
-    """An observation as `records.shape` writes it."""
-
-    item: str
-    term: str
-    value: float | None
-    unit: str
-    validity: str
-    device_time: str | None = None
-    location: str = ""
-    subject: str = ""
-    channel: str = ""
+_ADDRESS: dict[type, tuple[str, tuple[Header, ...]]] = {
+    kind: (topic, (("schema", SCHEMA_OF[kind]), _VERSION_HEADER)) for kind, topic in TOPIC_OF.items()
+}
+_STATUS_ABOUT = (("schema", b"gateway_status"), _VERSION_HEADER)
 
 
 class _Envelope(msgspec.Struct, omit_defaults=True, gc=False):
@@ -80,7 +73,7 @@ class _Envelope(msgspec.Struct, omit_defaults=True, gc=False):
     clock_quality: str
     at_ns: int
     schema_version: int
-    record: _Observed | dict[str, Any]
+    record: dict[str, Any]
     patient: str = ""
 
 
@@ -92,27 +85,35 @@ class Encoder:
     def __init__(self, gateway: str, identities: Identities | None = None) -> None:
         """`identities`: what becomes of patients' identifiers; None leaves them out."""
         self._gateway = gateway
-        identities = identities or Identities()
-        self.identifiers = identities.told  # what becomes of them, in words
-        self._leaving = identities.leaving
+        self._identities = identities or Identities()
+        self.identifiers = self._identities.told  # what becomes of them, in words
         self._encode = msgspec.json.Encoder().encode
-        self._second, self._second_text = -1, ""
+        self._moments = Moments()
 
     def block(self, block: Block) -> list[Message]:
         """One message for every record of the block, in order."""
         out: list[Message] = []
         gateway = block.gateway or self._gateway  # a block that could not be opened does not tell
-        identity = f"{gateway}/{block.instance}/"
-        encoded = self._value
-        for sequence, entry in enumerate(self._leaving(block.entries), block.first):
-            kind = type(entry.record)
-            schema = SCHEMA_OF[kind]
-            value = encoded(schema, gateway, block, sequence, entry)
-            headers = [("dedup", f"{identity}{sequence}".encode()), ("schema", schema), _VERSION_HEADER]
-            out.append(Message(TOPIC_OF[kind], entry.bed or gateway, value, headers))
+        identity = f"{gateway}/{block.instance}/".encode()
+        self._identities.learn(block.entries)
+        values = self._values(block, gateway)
+        for sequence, entry, value in zip(count(block.first), block.entries, values, strict=False):
+            topic, about = _ADDRESS[type(entry.record)]
+            out.append(Message(topic, entry.bed or gateway, value, identity + b"%d" % sequence, about))
         return out
 
-    def _value(self, schema: bytes, gateway: str, block: Block, sequence: int, entry: records.Entry) -> bytes:  # noqa: ARG002
+    def _values(self, block: Block, gateway: str) -> Iterator[bytes]:
+        """The value of each record's message, in order, after `Identities.learn`."""
+        leaving = self._identities.entry
+        observed = Observations(block, gateway, SCHEMA_VERSION, leaving, self._moments).value
+        for sequence, entry in enumerate(block.entries, block.first):
+            record = entry.record
+            if type(record) is records.Observation:
+                yield observed(sequence, entry, record)
+            else:
+                yield self._other(block, gateway, sequence, leaving(entry))
+
+    def _other(self, block: Block, gateway: str, sequence: int, entry: records.Entry) -> bytes:
         record = entry.record
         return self._encode(
             _Envelope(
@@ -125,7 +126,7 @@ class Encoder:
                 block.clock_quality,
                 record.at_ns,
                 SCHEMA_VERSION,
-                _observed(record) if isinstance(record, records.Observation) else _shape(record),
+                _shape(record),
                 entry.patient,
             )
         )
@@ -152,34 +153,14 @@ class Encoder:
         }
         dedup = f"{self._gateway}/{instance}/{sequence}".encode()
         value = self._status_value(envelope, utc_ns)
-        return Message(
-            "status", self._gateway, value, [("dedup", dedup), ("schema", b"gateway_status"), _VERSION_HEADER]
-        )
+        return Message("status", self._gateway, value, dedup, _STATUS_ABOUT)
 
     def _status_value(self, envelope: dict[str, Any], utc_ns: int) -> bytes:  # noqa: ARG002
         return self._encode(envelope)
 
     def utc(self, utc_ns: int) -> str:
         """ISO 8601 in UTC, to the millisecond."""
-        second, rest = divmod(utc_ns, 1_000_000_000)
-        if second != self._second:
-            self._second = second
-            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._second_text}.{rest // 1_000_000:03d}Z"
-
-
-def _observed(record: records.Observation) -> _Observed:
-    return _Observed(
-        "observation",
-        record.term,
-        record.value,
-        UNIT_OF[record.term],
-        record.validity,
-        record.device_time or None,
-        record.location,
-        record.subject,
-        record.channel,
-    )
+        return self._moments.utc(utc_ns).decode("ascii")
 
 
 def _shape(record: records.Stored) -> dict[str, Any]:

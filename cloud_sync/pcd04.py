@@ -285,8 +285,8 @@ class AlertEncoder:
             location = self._locations.get(entry.bed, "")
             alert = Alert(event, identity, gateway, block.utc_ns(event.at_ns), entry.bed, location, entry.patient)
             value = message(alert, self._sender, sent_ns, self.age_s(block, event.at_ns))
-            headers = [("dedup", identity.encode()), (CONTROL_HEADER, control_id(identity).encode())]
-            out.append(Message("alert_manager", entry.bed or gateway, value, headers))
+            about = ((CONTROL_HEADER, control_id(identity).encode()),)
+            out.append(Message("alert_manager", entry.bed or gateway, value, identity.encode(), about))
         return out
 
     def begin_at(self, reader: Reader) -> Position | None:

@@ -7,9 +7,10 @@ the last is used, and the id in front says which key made a pseudonym, so that b
 apart and joined by whoever holds the file (`every`). Without a key identifiers are left out: a key that could be
 guessed would be worse than none.
 
-`leaving` is the one gate: every encoder sends what comes out of it, never the sealed entry itself. Beside the fields
+`entry` is the one gate: every encoder sends what comes out of it, never the sealed entry itself. Beside the fields
 that hold an identifier it goes through the free texts, because a device may repeat the identifier in an alarm's text
-or name, and replaces what it knows: the identifiers of all records of the block and those that were lately seen.
+or name, and replaces what it knows: the identifiers of all records of the block, which `learn` takes in first, and
+those that were lately seen. `leaving` does both for a whole block.
 
 Source: RFC 2104, RFC 4231 (HMAC-SHA256); RFC 4648 section 6 (base32).
 """
@@ -145,38 +146,29 @@ class Identities:
 
     def leaving(self, entries: Sequence[records.Entry]) -> list[records.Entry]:
         """The entries of a block as they may leave the gateway."""
+        self.learn(entries)
+        return [self.entry(entry) for entry in entries]
+
+    def learn(self, entries: Sequence[records.Entry]) -> None:
+        """Takes in whom a block is about, before the first of its entries leaves.
+
+        All at once, because an alarm stands before the device's message that caused it.
+        """
         if self._clear:
-            return list(entries)
+            return
         seen = {entry.patient for entry in entries}
         for entry in entries:
-            for field in _IDENTIFIERS.get(type(entry.record), ()):
-                seen.add(getattr(entry.record, field))
-        for identifier in seen:  # first all, because an alarm stands before the device's message that caused it
+            record = entry.record
+            if type(record) is records.Observation:  # by far the most frequent
+                seen.add(record.subject)
+                continue
+            for field in _IDENTIFIERS.get(type(record), ()):
+                seen.add(getattr(record, field))
+        for identifier in seen:
             self.name(identifier)
-        return [
-            self._observed(entry, entry.record) if isinstance(entry.record, records.Observation) else self.entry(entry)
-            for entry in entries
-        ]
-
-    def _observed(self, entry: records.Entry, record: records.Observation) -> records.Entry:
-        """What `entry` does, for by far the most frequent record."""
-        if record.subject or self._forms:
-            searched = self._searched
-            location, channel = searched.get(record.location), searched.get(record.channel)
-            record = records.Observation(
-                record.term,
-                record.value,
-                record.validity,
-                record.at_ns,
-                record.device_time,
-                self.text(record.location) if location is None else location,
-                self.name(record.subject),
-                self.text(record.channel) if channel is None else channel,
-            )
-        return records.Entry(entry.bed, entry.source, self.name(entry.patient), record)
 
     def entry(self, entry: records.Entry) -> records.Entry:
-        """One entry as it may leave the gateway."""
+        """One entry as it may leave the gateway, after `learn` has met its block."""
         if self._clear:
             return entry
         patient, record = self.name(entry.patient), entry.record

@@ -14,6 +14,7 @@ from typing import Any
 
 import fastavro
 import pytest
+from msgspec import structs
 from schema_registry import Registry as Served
 from schema_registry import breaks
 from test_cloud_encode import BARE, COMMITTED_NS, EVERY, INSTANCE, block, entry
@@ -66,7 +67,7 @@ def test_every_record_comes_back_through_the_registry(name: str, some: dict[str,
     assert shape == expected
     assert dict(message.headers)["schema"] == name.encode()
     (json_message,) = encode.Encoder("gw").block(block(entry(record)))
-    assert (message.topic, message.key, message.headers) == (*json_message[0:2], json_message.headers)
+    assert structs.replace(message, value=b"") == structs.replace(json_message, value=b"")
 
 
 def test_the_gateway_s_report_comes_back_too() -> None:

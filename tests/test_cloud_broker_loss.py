@@ -99,12 +99,12 @@ def test_two_of_three_away_nothing_is_confirmed_and_nothing_lost(cluster: Cluste
     child = site.run()
     drained(site)
     lesser = KafkaSink(given(cluster), prefix, "lesser", 5)  # what serves where transactions are refused
-    lesser.begin(1, [Message("waveforms", "ICU-1", b"{}", [("dedup", b"gw/i/1")])])
+    lesser.begin(1, [Message("waveforms", "ICU-1", b"{}", b"gw/i/1")])
     until(lambda: lesser.settle(0.2))
     for node in (first := cluster.leader(f"{prefix}.observations", 0), *cluster.nodes):
         if node is first or sum(node.runs for node in cluster.nodes) > 1:
             node.kill()
-    lesser.begin(2, [Message("waveforms", "ICU-1", b"{}", [("dedup", b"gw/i/2")])])
+    lesser.begin(2, [Message("waveforms", "ICU-1", b"{}", b"gw/i/2")])
     site.store([*batches(2_000, 6_000), [alarm(1)]])
     # the node that is left answers, so that neither its silence nor an error tells
     until(lambda: "not confirmed" in site.status()["streams"]["data"]["detail"])
@@ -149,7 +149,7 @@ def messages(block: int) -> list[Message]:
             "observations",
             f"ICU-{number % 4}",
             json.dumps({"gateway": "gw", "instance": "i", "sequence": number, "bed": f"ICU-{number % 4}"}).encode(),
-            [("dedup", f"gw/i/{number}".encode())],
+            f"gw/i/{number}".encode(),
         )
         for number in range(100 * block, 100 * block + 100)
     ]

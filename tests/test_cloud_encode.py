@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import struct
 import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from cloud_sync import encode
-from cloud_sync.pseudonym import Identities
+from cloud_sync.pseudonym import Identities, Mode, SiteKey
 from edge_agent import records, terms
 from edge_agent.buffer import Block
 
@@ -251,3 +253,54 @@ def test_any_observation_says_what_its_shape_says(
     assert found["record"] == records.shape(record)
     assert (found["bed"], found["source"], found.get("patient", "")) == (bed, source, patient)
     closed("observation").validate(found)
+
+
+MRN = st.sampled_from(["", "MRN-1", "MRN-2"])
+PLACE = st.sampled_from(["", "ICU^^1", 'of "MRN-1"', "of mrn-2, Ü\n"])
+repeated = st.builds(
+    records.Observation,
+    st.sampled_from([term.name for term in terms.TERMS]),
+    st.none() | st.floats() | st.integers(-300, 300).map(float),
+    st.sampled_from(["valid", "questionable"]),
+    st.integers(0, 3_000_000_000) | st.integers(0, 2**62),
+    st.sampled_from([None, "", "2026-01-01T00:00:00"]),
+    PLACE,
+    MRN,
+    PLACE,
+)
+others = st.sampled_from([EVERY["device_alarm"], EVERY["score"]])
+
+
+@given(
+    st.lists(
+        st.builds(records.Entry, st.sampled_from(["", "B-1"]), st.sampled_from(["", "hl7@x"]), MRN, repeated | others)
+    ),
+    st.sampled_from(["pseudonym", "none", "clear"]),
+)
+def test_pieces_make_the_bytes_that_the_whole_would(entries: list[records.Entry], mode: Mode) -> None:
+    keys = (SiteKey("p1", bytes(range(32))),)
+    found = [message.value for message in encode.Encoder("gw", Identities(mode, keys)).block(block(*entries))]
+    expected = []
+    for sequence, each in enumerate(Identities(mode, keys).leaving(entries), 100):
+        at_ns = each.record.at_ns
+        moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(
+            milliseconds=(COMMITTED_NS + at_ns - 5) // 1_000_000
+        )
+        envelope = {
+            "gateway": "gw", "instance": INSTANCE, "sequence": sequence, "bed": each.bed, "source": each.source,
+            "utc": moment.isoformat(timespec="milliseconds") + "Z", "clock_quality": "synchronized", "at_ns": at_ns,
+            "schema_version": 1, "record": records.shape(each.record),
+        }  # fmt: skip
+        if each.patient:
+            envelope["patient"] = each.patient
+        expected.append(msgspec.json.encode(envelope))
+    assert found == expected
+
+
+def test_what_a_text_becomes_is_not_remembered_from_block_to_block() -> None:
+    sender = encode.Encoder("gw", Identities("none"))
+    named = records.Observation("spo2", 97.0, "valid", 5, location="of MRN-7731")
+    (before,) = sender.block(block(entry(named)))
+    (after, _) = sender.block(block(entry(named), entry(EVERY["score"], patient="MRN-7731")))
+    assert b"MRN-7731" in before.value, "nobody could know that it is a patient's"
+    assert b"7731" not in after.value

@@ -238,7 +238,7 @@ class Token:
 
 def message(number: int, filling: str = "") -> Message:
     value = json.dumps({"gateway": "gw", "instance": "i", "sequence": number, "bed": "b", "filling": filling}).encode()
-    return Message("observations", "ICU-1", value, [("dedup", f"gw/i/{number}".encode())])
+    return Message("observations", "ICU-1", value, f"gw/i/{number}".encode())
 
 
 def given(broker: Broker) -> Properties:

@@ -32,7 +32,7 @@ DEADLINE_S = 60.0
 
 def message(number: int, key: str = "ICU-1", topic: str = "observations", filling: str = "") -> Message:
     value = {"gateway": "gw", "instance": "i", "sequence": number, "filling": filling}
-    return Message(topic, key, json.dumps(value).encode(), [("dedup", f"gw/i/{number}".encode())])
+    return Message(topic, key, json.dumps(value).encode(), f"gw/i/{number}".encode())
 
 
 def until(done: Callable[[], bool], step: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:

@@ -30,8 +30,8 @@ def loaded(folder: Path, text: str) -> config.Loaded:
 
 def message(number: int, bed: str = "ICU-1", topic: str = "observations", filling: str = "") -> Message:
     value = json.dumps({"number": number, "filling": filling}).encode()
-    headers = [("dedup", f"gw-1/i/{number}".encode()), ("schema", b"observation"), ("schema-version", b"1")]
-    return Message(topic, bed, value, headers)
+    about = (("schema", b"observation"), ("schema-version", b"1"))
+    return Message(topic, bed, value, f"gw-1/i/{number}".encode(), about)
 
 
 def numbers(found: list[mosquitto.Arrival]) -> list[int]:

@@ -46,9 +46,7 @@ def make_sink() -> Iterator[MakeSink]:
 def message(number: int, size: int = 100) -> Message:
     head = f"MSH|^~\\&|||||20260101||ORU^R40^ORU_R40|C{number}|P|2.6\r"
     value = head.encode() + b"OBX|" + b"x" * size + b"\r"
-    return Message(
-        "alert_manager", "ICU-1", value, [("dedup", f"g/i/{number}".encode()), (CONTROL, f"C{number}".encode())]
-    )
+    return Message("alert_manager", "ICU-1", value, f"g/i/{number}".encode(), ((CONTROL, f"C{number}".encode()),))
 
 
 def settle(sink: MllpSink, count: int) -> list[Settled]:

@@ -30,7 +30,7 @@ def loaded(folder: Path, text: str) -> config.Loaded:
 
 def message(number: int, bed: str = "ICU-1", topic: str = "observations", filling: str = "") -> Message:
     value = json.dumps({"number": number, "filling": filling}).encode()
-    return Message(topic, bed, value, [("dedup", f"gw-1/i/{number}".encode()), ("schema", b"observation")])
+    return Message(topic, bed, value, f"gw-1/i/{number}".encode(), (("schema", b"observation"),))
 
 
 def number(record: Record) -> int:

@@ -247,7 +247,7 @@ def test_nothing_but_identifiers_changes_on_the_way_out(name: str) -> None:
     sealed = entry(EVERY[name], patient="MRN-0815")
     identities = Identities("pseudonym", (KEY,))
     (leaving,) = identities.leaving([sealed])
-    assert leaving == identities.entry(sealed), "the quick way for observations does what the general one does"
+    assert leaving == identities.entry(sealed), "a record alone leaves as one in its block does"
     restored = {each: getattr(sealed.record, each) for each in pseudonym._IDENTIFIERS.get(type(sealed.record), ())}
     assert structs.replace(leaving.record, **restored) == sealed.record
     assert (leaving.bed, leaving.source) == (sealed.bed, sealed.source)

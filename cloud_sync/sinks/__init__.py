@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
+
 
 class Retry(Exception):
     """Nothing is wrong with the messages: keep them and try again after a while."""
@@ -32,18 +34,30 @@ class Refused(Exception):
     """The receiver does not offer this sink's guarantee: a sink with a lesser one may be used in its place."""
 
 
-class Message(NamedTuple):
-    """One record, encoded: a sink adds only how the receiver addresses it."""
+Header = tuple[str, bytes]
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One record, encoded: a sink adds only how the receiver addresses it.
+
+    Thousands are under way at a time, so it refers to nothing that Python's garbage collector would have to walk.
+    """
 
     topic: str  # alerts, observations, waveforms or status; the sink puts the configured prefix before it
     key: str  # messages of one key keep their order: the bed, or the gateway for its own
     value: bytes
-    headers: list[tuple[str, bytes]]
+    identity: bytes  # gateway/instance/sequence: the same for every copy of one record
+    about: tuple[Header, ...] = ()  # the other headers: the same object for all messages of a kind
+
+    @property
+    def headers(self) -> list[Header]:
+        """What a receiver is told beside the value, `dedup` first."""
+        return [("dedup", self.identity), *self.about]
 
     @property
     def dedup(self) -> str:
-        """gateway/instance/sequence: the same for every copy of one record."""
-        return next((value.decode() for name, value in self.headers if name == "dedup"), "")
+        """The identity as text."""
+        return self.identity.decode()
 
 
 class Rejected(NamedTuple):
