@@ -81,7 +81,7 @@ def configuration(beds: list[str], folder: Path, mllp_port: int, serial_path: Pa
         lines.append('[[annunciator]]\nkind = "sound"\n')
     lines += [f'[[bed]]\nid = {quoted(bed)}\npreset = "{PRESET}"\nlocation = {quoted(location(bed))}\n' for bed in beds]
     if any(_BUNDLES.glob("*/model.json")):
-        lines.append("[model]\n")  # the newest one; it abstains until it has hours of a patient
+        lines.append("[model]\nevery_s = 5\n")  # the newest one; at the bedside once a minute
     serial, strap = f"serial://{serial_path}", f"ble://name/{STRAP_NAME}?hci={hci}"
     lines += [
         _source("monitor", "hl7", f"mllp-listen://127.0.0.1:{mllp_port}"),
