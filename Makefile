@@ -58,7 +58,8 @@ train: .venv-training/.ready
 	$(TRAINING)/python -m models_tflite.training.train --data "$(DATA)" --out "$(OUT)" --seed $(SEED) --sign-key "$(KEY)"
 
 test-training: .venv-training/.ready
-	$(TRAINING)/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . tests/test_model_training.py
+	$(TRAINING)/python -m pytest -q -p no:cacheprovider --noconftest -c /dev/null --rootdir . \
+	  tests/test_model_training.py tests/test_model_baselines.py
 
 bench: setup kafka
 	$(BIN)/python -m bench
