@@ -167,4 +167,8 @@ def check(loaded: Loaded) -> Mapping[str, str]:
     lines = {f"bed {bed.id}": f"preset {bed.preset}" for bed in loaded.config.bed}
     for name, driver in zip(source_names(loaded.config), parts.drivers, strict=True):
         lines[f"source {name}"] = f"driver {driver.name}"
+    model = loaded.config.model
+    if model is not None:
+        bundle = "the shipped bundle" if model.bundle is None else str(loaded.resolve(model.bundle))
+        lines[f"model {model.score}"] = f"{bundle}{', in shadow' if model.shadow else ''}"
     return lines

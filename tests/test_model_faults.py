@@ -395,3 +395,13 @@ def test_what_goes_wrong_around_a_model_never_reaches_the_alarm_loop(
     ward.hear()
     ward.ask(1)
     assert fault(ward) == "" and ward.scores()[-1].value == 0.1
+
+
+@pytest.mark.alm("ALM-29")
+def test_an_answer_is_late_also_when_the_loop_looked_late(tmp_path: Path) -> None:
+    ward = Ward(tmp_path, lambda: Invented(0.9))
+    ward.begin()
+    ward.turn(60)
+    ward.now += 5 * NS + 1  # the loop was busy, and hears the answer before its clock turns
+    ward.hear()
+    assert fault(ward) == "the model answered after more than 5 s" and ward.scores() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from edge_agent.config import ConfigError
 from edge_agent.presets import load_presets
 from edge_agent.records import Observation
 from edge_agent.risk import hours, live, model_opener
-from edge_agent.risk.restart import Found
+from edge_agent.risk.engine import Batch, Result
+from edge_agent.risk.restart import Found, described, people, setting
 from edge_agent.watch.windows import Windows
 from models_tflite import bundle, features
 from models_tflite.runner import Runner, Window
@@ -150,7 +152,7 @@ def test_only_beds_whose_preset_has_the_score_are_scored_in_batches(tmp_path: Pa
     limits = ward.pipeline.limits
     assert limits is not None
     limits.set_preset("ICU-7", "paediatric", "biomed", now)
-    ward.turn(60)
+    ward.turn(1)
     for _ in range(3):
         ward.hear()
         ward.turn(1)
@@ -158,8 +160,12 @@ def test_only_beds_whose_preset_has_the_score_are_scored_in_batches(tmp_path: Pa
     assert [len(each) for each in beds] == [16, 16, 7]
     assert [bed for each in beds for bed in each] == [f"ICU-{bed}" for bed in range(1, 41) if bed != 7]
     assert len(ward.scores()) == 39
+    assert ward.risk is not None
+    for _ in range(55):
+        ward.turn(1)
+        assert ward.risk.status()["rounds"] == 1, "the next round begins a minute after this one"
     ward.turn(1)
-    assert ward.posted.empty() and len(model.batches) == 3, "the next round begins a minute after this one"
+    assert ward.risk.status()["rounds"] == 2
 
 
 def test_silence_of_the_model_on_a_scored_bed_is_a_technical_alarm(tmp_path: Path) -> None:
@@ -277,3 +283,40 @@ def test_the_shipped_bundle_scores_live_as_it_scores_rows(tmp_path: Path, seed: 
         scored += expected.risk is not None
         assert score.value == (None if expected.risk is None else pytest.approx(expected.risk, abs=1e-6))
     assert scored > 25
+
+
+def test_windows_are_kept_every_five_minutes_and_go_with_the_patient(tmp_path: Path) -> None:
+    class Packs(Invented):
+        def score(self, batch: Batch) -> Sequence[Result]:
+            kept = {each.window.bed: hours.pack(each.window) for each in batch.beds if each.keep}
+            return [each._replace(kept=kept.get(each.bed, b"")) for each in super().score(batch)]
+
+    ward = Ward(tmp_path, lambda: Packs(0.1), beds=2)
+    ward.begin()
+    assert ward.risk is not None
+    ward.pipeline.admit("ICU-1", "P1", ward.now)
+    ward.risk.describe("ICU-1", 67.0, None)
+    ward.see("spo2", 95.0)
+    ward.ask()
+    first = dict(ward.kept)
+    assert first[setting("ICU-1")] and first[setting("ICU-2")] and first[described("ICU-1")]
+    for _ in range(4):
+        ward.ask()
+    assert ward.kept == first
+    ward.ask()
+    assert ward.kept[setting("ICU-1")] != first[setting("ICU-1")], "it says when it was kept"
+    ward.pipeline.admit("ICU-1", "P2", ward.now)
+    assert ward.kept[setting("ICU-1")] == ward.kept[described("ICU-1")] == b"" and ward.kept[setting("ICU-2")]
+    assert people({"ICU-1": "P1", "ICU-2": ""}, first) == {"ICU-1": (67.0, None)}
+    assert people({"ICU-1": "P2"}, first) == {} == people({"ICU-1": "P1"}, {described("ICU-1"): b"x"})
+
+
+def test_the_time_that_answers_take_is_told(tmp_path: Path) -> None:
+    ward = Ward(tmp_path, lambda: Invented(0.1))
+    ward.begin()
+    assert ward.risk is not None and ward.risk.status()["answer_ms"] is None
+    for seconds in (3, 1, 2):
+        ward.turn(60)
+        ward.now += seconds * NS
+        ward.hear()
+    assert ward.risk.status()["answer_ms"] == 2000
