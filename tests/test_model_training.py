@@ -104,9 +104,9 @@ def test_one_command_makes_a_bundle_that_the_bedside_opens(recordings: Path, key
     text = (folder / "MODEL_CARD.md").read_text()
     for part in ("Not a medical device", "CC BY 4.0", "WH", "NEWS2, 5 vitals", "ICU clock alone", "Limits", "int8"):
         assert part in text
-    assert (folder / "roc.svg").exists()
+    assert (folder / "figures" / "roc.svg").exists()
     assert list((tmp_path / "runs").rglob("validation_quantized_auroc"))
-    assert not [path for path in folder.iterdir() if b"PRIVATE" in path.read_bytes()]
+    assert not [path for path in folder.rglob("*.*") if b"PRIVATE" in path.read_bytes()]
 
     assert train.main([*arguments, "--out", str(tmp_path / "again")]) == 0
     again = tmp_path / "again" / folder.name / "model.tflite"

@@ -13,7 +13,8 @@ from models_tflite.training import report, teacher, tried
 from models_tflite.training.samples import TAIL
 
 NAME = "MODEL_CARD.md"
-_FIGURES = ("roc", "calibration", "alarms", "lead-time")
+FIGURES = "figures"  # a folder of its own, for readers in the repository: no bedside needs it
+_PLOTS = ("roc", "calibration", "alarms", "lead-time")
 _TARGETS = {"auroc": 0.73, "utility": 0.20, "wh": 0.685}
 _TITLES = {"auroc": "AUROC", "auprc": "AUPRC", "utility": "utility", "wh": "WH"}
 _OVER_NEWS2 = 0.08  # AUROC
@@ -44,7 +45,9 @@ def write(
         + "the hour alone would give in these data; the model does not know it.\n\n"
         + report.markdown(found),
         "## Plots\n\n"
-        + "\n\n".join(f"![{name}]({name}.svg)" for name in _FIGURES if (folder / f"{name}.svg").exists()),
+        + "\n\n".join(
+            f"![{name}]({FIGURES}/{name}.svg)" for name in _PLOTS if (folder / FIGURES / f"{name}.svg").exists()
+        ),
         _quantized(facts),
         _studies(studied),
         tried.markdown(),
@@ -112,7 +115,7 @@ def _data(shares: str) -> str:
     return f"""## Data
 
 PhysioNet/Computing in Cardiology Challenge 2019, training sets A and B: two hospitals in the United States, hourly
-rows, 1 from six hours before onset after Sepsis-3. Of the table at hand, patients belong by a hash of their id to
+rows, label 1 from six hours before onset (Sepsis-3). Of the table at hand, patients belong by a hash of their id to
 training, validation or test. Training teaches; validation chose recipe, calibration and thresholds; test was chosen on
 by nothing and is what the results are measured on.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -78,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataError, bundle.BundleRefused, quantize.ConversionFailed) as error:
         print(error, file=sys.stderr)
         return 2
-    _tell(f"{made.folder}: {sum(each.stat().st_size for each in made.folder.iterdir()) / 1000:.0f} kB")
+    _tell(
+        f"{made.folder}: {sum(each.stat().st_size for each in made.folder.iterdir() if each.is_file()) / 1000:.0f} kB"
+    )
     return 0
 
 
@@ -255,7 +258,8 @@ def judge(folder: Path, asked: argparse.Namespace, stays: Stays, track: tracking
     values = {name: each["value"] for name, each in found["models"]["bundle"]["figures"]["all"].items()}
     _tell(f"test: {_shown(values)}")
     track.figures(values, "test_")
-    report.figures(test, candidates, folder)
+    for plot in report.figures(test, candidates, folder / card.FIGURES):
+        plot.write_text(re.sub(r"(\d\.\d)\d+", r"\1", plot.read_text()))  # a tenth of a point is enough, half the size
     return found
 
 
