@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ from edge_agent.records import DeviceStatus, Entry, Observation
 from edge_agent.risk import restart
 from edge_agent.risk.hours import pack, rows
 from edge_agent.risk.restart import Found, Restart, kept, setting
+from edge_agent.risk.warm import libraries, warm
 from edge_agent.watch.windows import BIN_NS, VITALS, Windows
 
 NS = 1_000_000_000
@@ -323,3 +326,29 @@ def test_doctor_opens_the_model(tmp_path: Path) -> None:
 
 def test_vitals_of_the_small_model_are_those_of_the_windows() -> None:
     assert tuple(model_bundles.NAMES[: len(VITALS)]) == VITALS
+
+
+_MAPS = """
+import sys
+from edge_agent.risk.warm import libraries, warm
+from edge_agent.risk.opener import LIBRARIES, model_opener
+from edge_agent.config import load
+assert "numpy" not in sys.modules
+assert warm(LIBRARIES) > 1 << 20
+assert "numpy" not in sys.modules
+from pathlib import Path
+model_opener(load(Path(sys.argv[1])))()
+names = [line.split(maxsplit=5)[-1].strip() for line in open("/proc/self/maps")]
+mapped = {name for name in names if ".so" in name and ("/numpy" in name or "/ai_edge_litert" in name)}
+print(len(mapped), *sorted(mapped - {str(path.resolve()) for path in libraries(LIBRARIES)}))
+"""
+
+
+def test_every_library_of_the_model_is_read_before_it_is_loaded(tmp_path: Path) -> None:
+    bedside = Bedside(tmp_path)
+    bundle, key = model_bundles.write(tmp_path)
+    path = bedside.write(f'[model]\nbundle = "{bundle}"\ntrusted = ["{key}"]')
+    done = subprocess.run([sys.executable, "-c", _MAPS, str(path)], capture_output=True, text=True, check=True)
+    count, *unread = done.stdout.split()
+    assert int(count) >= 4 and unread == [], "warm.py would leave these to the import, which holds the alarm loop"
+    assert libraries(["no_such_package"]) == [] and warm(["no_such_package"]) == 0

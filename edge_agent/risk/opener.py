@@ -15,9 +15,11 @@ from pathlib import Path
 
 from edge_agent.config import Loaded
 from edge_agent.risk.engine import Batch, Model, Result
+from edge_agent.risk.warm import warm
 
 MOST_DEATHS = 3  # a power cut in just that moment may be one of them, but not three
 AT_WORK = "model-at-work"  # the file, in the data folder
+LIBRARIES = ("numpy", "ai_edge_litert")  # packages that the shipped bundle loads natively
 
 
 class NotOpened(Exception):
@@ -90,5 +92,10 @@ def model_opener(loaded: Loaded) -> Callable[[], Model]:
 
 def watched_opener(loaded: Loaded) -> Callable[[], Model]:
     """The same for the agent, which may not die of its model again and again."""
-    open_model, file = model_opener(loaded), loaded.resolve(loaded.config.gateway.data_dir) / AT_WORK
+    opener, file = model_opener(loaded), loaded.resolve(loaded.config.gateway.data_dir) / AT_WORK
+
+    def open_model() -> Model:
+        warm(LIBRARIES)
+        return opener()
+
     return lambda: Watched(open_model, file)
