@@ -39,8 +39,6 @@ DOORS: dict[str, tuple[str, ...]] = {
     "xgboost": ("models_tflite/training/",),
     "sklearn": ("models_tflite/training/",),
     "tensorflow": ("models_tflite/training/",),
-    "xgboost": ("models_tflite/training/",),
-    "sklearn": ("models_tflite/training/",),
     "mlflow": ("models_tflite/training/tracking.py",),
     "rich": ("edge_agent/view.py", "edge_agent/view_beds.py"),
 }
