@@ -27,7 +27,7 @@ def text(name: str, score: Mapping[str, Any]) -> str:
 
 
 def risk(bed: Bed) -> str:
-    """What the model says of a bed, sepsis risk 0.012 (coverage 83 %), or why it says nothing; empty without a model."""
+    """What the model says of a bed, sepsis risk 0.012 (coverage 83 %), or why it says nothing; empty: no model."""
     found = bed.get("risk")
     if not found:
         return ""
