@@ -71,12 +71,13 @@ def test_a_model_that_hangs_is_told_at_its_deadline_left_behind_and_followed_by_
     scores = len(ward.scores())
     ward.hear()
     assert len(ward.scores()) == scores and fault(ward), "a late answer is dropped"
+    assert ward.risk is not None and ward.risk.status()["dropped"] == 1
     ward.turn(PAUSES_NS[0] // NS)
     ward.hear()
     second.risk = 0.1
     ward.ask(1)
     assert fault(ward) == "" and ward.scores()[-1].value == 0.1 and ward.active() == {}
-    assert ward.risk is not None and ward.risk.status()["late"] == 1
+    assert ward.risk.status()["late"] == 1
 
 
 @pytest.mark.alm("ALM-29")

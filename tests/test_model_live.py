@@ -142,6 +142,7 @@ def test_an_answer_about_a_patient_who_has_left_is_dropped(tmp_path: Path) -> No
     ward.hear()
     assert ward.scores("ICU-1") == [] and [score.value for score in ward.scores("ICU-2")] == [0.9]
     assert ward.active() == {} and "sepsis_risk" in ward.active("ICU-2")
+    assert ward.risk is not None and ward.risk.status()["dropped"] == 1
 
 
 def test_only_beds_whose_preset_has_the_score_are_scored_in_batches(tmp_path: Path) -> None:
@@ -204,6 +205,9 @@ def test_status_and_metrics_tell_model_answers_and_drift(tmp_path: Path) -> None
     assert drift["vitals"]["resp_rate"]["far"] == 1, "six deviations from the mean"
     bed = ward.risk.bed_status("ICU-1", ward.now)
     assert bed is not None and (bed["value"], bed["detail"], bed["age_s"]) == (None, "coverage", 0.0)
+    ward.turn(7)
+    bed = ward.risk.bed_status("ICU-1", ward.now)
+    assert bed is not None and bed["age_s"] == 7.0
     lines = {
         (name, *labels.values()): value for name, _, _, samples in ward.risk.metrics() for labels, value in samples
     }

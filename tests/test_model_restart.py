@@ -22,9 +22,10 @@ from edge_agent import config
 from edge_agent.buffer import Buffer, Position, Reader, create_key_file, load_kek
 from edge_agent.buffer.clock import SYNCHRONIZED
 from edge_agent.commands.doctor import check_model
+from edge_agent.commands.model import _SEXES as FILE_SEXES
 from edge_agent.control import ControlClient, Refused
 from edge_agent.records import DeviceStatus, Entry, Observation
-from edge_agent.risk import restart
+from edge_agent.risk import SEXES, restart
 from edge_agent.risk.hours import pack, rows
 from edge_agent.risk.restart import Found, Restart, kept, setting
 from edge_agent.risk.warm import libraries, warm
@@ -326,6 +327,7 @@ def test_doctor_opens_the_model(tmp_path: Path) -> None:
 
 def test_vitals_of_the_small_model_are_those_of_the_windows() -> None:
     assert tuple(model_bundles.NAMES[: len(VITALS)]) == VITALS
+    assert {name: FILE_SEXES[name] for name in SEXES} == SEXES, "as in the files that `edge-agent model score` reads"
 
 
 _MAPS = """
