@@ -96,10 +96,10 @@ class Encoder:
         gateway = block.gateway or self._gateway  # a block that could not be opened does not tell
         identity = f"{gateway}/{block.instance}/".encode()
         self._identities.learn(block.entries)
-        values = self._values(block, gateway)
+        values, encode = self._values(block, gateway), self._encode
         for sequence, entry, value in zip(count(block.first), block.entries, values, strict=False):
             topic, about = _ADDRESS[type(entry.record)]
-            out.append(Message(topic, entry.bed or gateway, value, identity + b"%d" % sequence, about))
+            out.append(Message(topic, entry.bed or gateway, value, identity + encode(sequence), about))
         return out
 
     def _values(self, block: Block, gateway: str) -> Iterator[bytes]:

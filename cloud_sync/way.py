@@ -298,7 +298,7 @@ class Stream:
             position = block.position
             if not block.instance and self._sent is not None:  # damaged beyond that: its number still tells the place
                 position = Position(self._sent.instance, block.number)
-            flight = _Flight(position, len(messages), sum(len(message.value) for message in messages))
+            flight = _Flight(position, len(messages), sum([len(message.value) for message in messages]))
             self._flights.append(flight)
             self._messages += flight.messages
             self._size += flight.size

@@ -40,15 +40,27 @@ BATCH_BYTES = 256 * 1024  # a quarter of the default limit of a topic (1 MiB), s
 BATCH_BYTES_LEAST = 16 * 1024
 
 
+class Topics(dict[str, str]):
+    """The configured name of each topic, under the one that a message has."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __missing__(self, topic: str) -> str:
+        name = self[topic] = f"{self._prefix}.{topic}"
+        return name
+
+
 class _Batch:
     """What is still open of one batch; its method is the delivery callback."""
 
-    __slots__ = ("accepted", "keep", "messages", "open", "rejected", "sink", "token")
+    __slots__ = ("accepted", "keep", "messages", "open", "rejected", "sink", "taken", "token")
 
     def __init__(self, sink: KafkaSink, token: object, messages: Sequence[Message]) -> None:
         self.sink: KafkaSink | None = sink  # None once the sink was reset: late reports are nobody's
         self.token = token
         self.messages = messages
+        self.taken = 0  # messages that were handed to librdkafka, or rejected
         self.open = len(messages)
         self.accepted = 0
         self.rejected: list[Rejected] = []
@@ -75,14 +87,14 @@ class KafkaSink:
 
     def __init__(self, given: Properties, prefix: str, client_id: str, linger_ms: int) -> None:
         """Raises: Fatal when librdkafka does not take the properties."""
-        self._given, self._prefix, self._client_id, self._linger_ms = given, prefix, client_id, linger_ms
+        self._given, self._client_id, self._linger_ms, self._topics = given, client_id, linger_ms, Topics(prefix)
         self._batch_bytes = BATCH_BYTES
         self._singly = False  # one message a request
         self._singly_left = 0  # batches that still go so
         self._blame_batch = True  # no single message was refused since `_singly` began
         self._narrow = False  # the next producer sends singly
         self._open: dict[int, _Batch] = {}
-        self._waiting: deque[tuple[_Batch, deque[Message]]] = deque()
+        self._waiting: deque[_Batch] = deque()
         self._finished: list[_Batch] = []
         self._moved_at = 0.0  # a batch was confirmed, or the first one begun
         self._contact = Contact()
@@ -100,7 +112,7 @@ class KafkaSink:
         if not messages:
             batch.close(0)
             return
-        self._waiting.append((batch, deque(messages)))
+        self._waiting.append(batch)
         self._pump()
 
     def settle(self, timeout_s: float) -> list[Settled]:
@@ -216,18 +228,14 @@ class KafkaSink:
         if self._halted or (self._singly and self._singly_left <= 0 and not self._batches_again()):
             return
         produce: Any = self._producer.produce
+        topics = self._topics
         while self._waiting:
-            batch, messages = self._waiting[0]
-            while messages:
-                message = messages[0]
+            batch = self._waiting[0]
+            delivered = batch.delivered
+            for message in batch.messages[batch.taken :]:
                 try:
-                    produce(
-                        f"{self._prefix}.{message.topic}",
-                        message.value,
-                        message.key,
-                        on_delivery=batch.delivered,
-                        headers=message.headers,
-                    )
+                    topic = topics[message.topic]
+                    produce(topic, message.value, message.key, on_delivery=delivered, headers=message.headers)
                 except BufferError:
                     return
                 except KafkaException as error:
@@ -236,13 +244,11 @@ class KafkaSink:
                         self._halted = True
                         batch.keep = Fatal(self._refused)
                         self._waiting.popleft()
-                        batch.close(len(messages))
+                        batch.close(len(batch.messages) - batch.taken)
                         return
                     batch.rejected.append(Rejected(message.dedup, error.args[0].str()))
-                    messages.popleft()
                     batch.close(1)
-                else:
-                    messages.popleft()
+                batch.taken += 1
             self._waiting.popleft()
 
     def _batches_again(self) -> bool:

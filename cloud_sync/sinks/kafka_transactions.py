@@ -33,13 +33,14 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cloud_sync.sinks import Fatal, Message, Placed, Refused, Rejected, Resend, Retry, Settled, State
-from cloud_sync.sinks.kafka import BATCH_BYTES, BATCH_BYTES_LEAST
+from cloud_sync.sinks.kafka import BATCH_BYTES, BATCH_BYTES_LEAST, Topics
 from cloud_sync.sinks.kafka_contact import (
     A_PERSON_S,
     PASSING,
@@ -80,11 +81,12 @@ class Pace(NamedTuple):
 PACES = {"alerts": Pace(5, 0.0, 15.0), "data": Pace(50, 0.2, 30.0)}
 
 
-class _Batch(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Batch:
     token: object
-    messages: deque[Message]  # not yet handed to librdkafka
     all: Sequence[Message]
-    rejected: list[Rejected]
+    taken: int = 0  # messages that were handed to librdkafka, or rejected
+    rejected: list[Rejected] = field(default_factory=list)
 
 
 class TransactionalSink:
@@ -92,7 +94,7 @@ class TransactionalSink:
 
     def __init__(self, given: Properties, prefix: str, gateway: str, stream: str, pace: Pace | None = None) -> None:
         """Raises: Fatal when librdkafka does not take the properties."""
-        self._given, self._prefix, self._gateway = given, prefix, gateway
+        self._given, self._gateway, self._topics = given, gateway, Topics(prefix)
         self._name = f"{prefix}-{gateway}-{stream}"
         self._pace = pace or PACES[stream]
         self._topic = topic_of(prefix, stream)
@@ -147,7 +149,7 @@ class TransactionalSink:
 
     def begin(self, token: object, messages: Sequence[Message]) -> None:
         """Takes a batch; its verdict comes out of `settle`."""
-        self._waiting.append(_Batch(token, deque(messages), messages, []))
+        self._waiting.append(_Batch(token, messages))
         self._pump()
 
     def settle(self, timeout_s: float) -> list[Settled]:
@@ -273,27 +275,22 @@ class TransactionalSink:
         if not self._open or self._open[-1] is not batch:
             self._open.append(batch)
         produce: Any = self._producer.produce
-        while batch.messages:
-            message = batch.messages[0]
+        topics, failed, unwanted = self._topics, self._failed, self._unwanted
+        for message in batch.all[batch.taken :]:
             try:
-                if self._unwanted and message.dedup in self._unwanted:
-                    batch.rejected.append(Rejected(message.dedup, self._unwanted[message.dedup]))
+                if unwanted and message.dedup in unwanted:
+                    batch.rejected.append(Rejected(message.dedup, unwanted[message.dedup]))
                 else:
-                    produce(
-                        f"{self._prefix}.{message.topic}",
-                        message.value,
-                        message.key,
-                        on_delivery=self._failed,
-                        headers=message.headers,
-                    )
-                    self._messages += 1
+                    topic = topics[message.topic]
+                    produce(topic, message.value, message.key, on_delivery=failed, headers=message.headers)
             except BufferError:
                 return False
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     raise
                 batch.rejected.append(Rejected(message.dedup, error.args[0].str()))
-            batch.messages.popleft()
+            batch.taken += 1
+        self._messages += len(batch.all) - len(batch.rejected)
         self._waiting.popleft()
         if isinstance(batch.token, Placed):
             self._place = batch.token.position
