@@ -12,7 +12,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 ROOMS = "tests|docs|bench|systemd|drivers|edge_agent|cloud_sync|models_tflite"
 FILE = re.compile(rf"(?<![\w/.*<-])((?:{ROOMS})/[\w./-]+\.\w+)")
-EXAMPLE = "newdevice"  # the device that adding-a-driver.md adds
+NOT_YET = ("newdevice", "bench/results/")  # the device that adding-a-driver.md adds; what `make bench` writes
 
 
 def anchors(page: Path) -> set[str]:
@@ -37,7 +37,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_file_that_is_named_exists(page: Path) -> None:
     for name in set(FILE.findall(page.read_text())):
-        assert EXAMPLE in name or (ROOT / name).exists(), f"{page.name}: {name}"
+        assert any(part in name for part in NOT_YET) or (ROOT / name).exists(), f"{page.name}: {name}"
 
 
 def test_the_promise_stands_beside_the_last_result_of_the_long_kill_test() -> None:
