@@ -89,20 +89,30 @@ def key(tmp_path: Path) -> Path:
 def test_one_command_makes_a_bundle_that_the_bedside_opens(recordings: Path, key: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(recordings), "--sign-key", str(key), "--seed", "5", "--members", "2", "--units", "8"]
     arguments += ["--rounds", "2", "--batch", "32", "--bootstrap", "10"]
-    assert train.main([*arguments, "--out", str(tmp_path / "out"), "--track", str(tmp_path / "runs")]) == 0
+    studied = dict.fromkeys(("auroc", "auprc", "utility", "wh", "later"), 0.5)
+    (tmp_path / "studies.json").write_text(json.dumps({"validation": {"one": studied}, "across": {"A to B": studied}}))
+    told = ["--track", str(tmp_path / "runs"), "--studies", str(tmp_path / "studies.json")]
+    assert train.main([*arguments, "--out", str(tmp_path / "out"), *told]) == 0
     folder = tmp_path / "out" / f"{train.NAME}-{train.VERSION}"
     public = tmp_path / "signer.pub"
     public.write_bytes(bundle.public_pem(bundle.private_key(key)))
     read = bundle.read(folder, [public])
-    ill, well = Runner(read).score(
-        [Window("ill", np.tile(ILL, (8, 1)), 60, 1), Window("well", np.tile(NORMAL, (8, 1)), 60, 1)]
-    )
-    assert ill.risk is not None
-    assert well.risk is not None
-    assert 0 <= well.risk <= 1
+    worse = np.linspace(NORMAL, ILL, 8)
+    for scored in Runner(read).score([Window("worse", worse, 60, 1), Window("well", np.tile(NORMAL, (8, 1)), 60, 1)]):
+        assert scored.risk is not None, scored.text
+        assert 0 <= scored.risk <= 1
     assert read.description.state == {"h": 16, "c": 16}
     text = (folder / "MODEL_CARD.md").read_text()
-    for part in ("Not a medical device", "CC BY 4.0", "WH", "NEWS2, 5 vitals", "ICU clock alone", "Limits", "int8"):
+    for part in (
+        "Not a medical device",
+        "CC BY 4.0",
+        "WH",
+        "NEWS2, 5 vitals",
+        "ICU clock alone",
+        "Limits",
+        "int8",
+        "A to B",
+    ):
         assert part in text
     assert (folder / "figures" / "roc.svg").exists()
     assert list((tmp_path / "runs").rglob("validation_quantized_auroc"))

@@ -103,7 +103,7 @@ greatest and spread over 6 h and over the window, a few relations, NEWS2 points.
 ward, no count of measurements. A window is always {about.window.steps} steps from zero state, early hours filled with
 the first value, so that a score depends on those rows, age and sex only.
 
-Network: {settings["members"]} LSTM cells of {settings["units"]} units side by side, mean of their logits, logistic
+Network: LSTM cells of {settings["units"]} units, {settings["members"]} side by side, mean of their logits, logistic
 calibration. Training: {settings["rounds"]} rounds over windows of random position whose last {TAIL} steps count; all
 septic stays and {settings["share"]:.0%} of the others per round, weighted back; AdamW, dropout
 {settings["dropout"]:g}, moving average of the weights. The target is {settings["mix"]:g} x teacher +

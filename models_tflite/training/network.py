@@ -42,7 +42,7 @@ class Settings:
 
     members: int = 4
     units: int = 64
-    rounds: int = 8
+    rounds: int = 6
     batch: int = 256
     rate: float = 2e-3
     decay: float = 1e-3  # of the weights, times the rate

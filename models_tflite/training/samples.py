@@ -4,7 +4,7 @@ Theory. A window is what the bedside will see: the last day up to one hour, of o
 `TAIL` steps are each an example, so windows that end every `TAIL` hours, from a random hour on, cover each row once.
 Septic stays are always drawn, others with the chance `share` in each round and with the inverse weight.
 
-The target of a row is part label and part what a teacher says that has read the laboratory values as well: a patient
+The target of a row is part truth and part what a teacher says that has read the laboratory values as well: a patient
 whose blood looks septic while the vital signs do not yet is then not taught as wholly healthy, nor the reverse. The
 hour is in neither input nor loss.
 """
