@@ -158,11 +158,17 @@ def _studies(studied: dict[str, Any]) -> str:
     if not studied:
         return ""
     head = "| trained | AUROC | AUPRC | utility | WH | AUROC, later than 54 h |\n|---|---|---|---|---|---|"
-    lines = ["## What each part is worth\n", "One member each, on validation stays.\n", head]
-    lines += [_row(name, each) for name, each in studied["validation"].items()]
-    lines += ["\n## Across hospitals\n", "Everything from one hospital, scored on test stays of the other.\n", head]
-    lines += [_row(name, each) for name, each in studied["across"].items()]
+    lines: list[str] = []
+    if studied["validation"]:
+        lines += ["## What each part is worth\n", "One member each, on validation stays.\n", head]
+        lines += [_row(name, each) for name, each in studied["validation"].items()]
+    if studied["across"]:
+        lines += ["\n## Across hospitals\n", _ACROSS, head]
+        lines += [_row(name, each) for name, each in studied["across"].items()]
     return "\n".join(lines)
+
+
+_ACROSS = "Everything from one hospital, one member, scored on test stays of the other.\n"
 
 
 def _row(name: str, each: dict[str, float]) -> str:
