@@ -69,6 +69,8 @@ def _aims(found: dict[str, list[_Figures]], spent: Sequence[float]) -> list[dict
         at_least(f"records/s, sealed / plain rows {GROUP} a commit", ratio("sealed", "plain", "records_s"), 0.9),
         at_least(f"records/s, sealed / plain rows {2 * GROUP} a commit",
                  ratio("sealed_double", "plain_double", "records_s"), 0.9),
+        at_least(f"records/s, sealed / plain rows {4 * GROUP} a commit",
+                 ratio("sealed_fourfold", "plain_fourfold", "records_s"), 0.9),
         at_least("records/s, sealed / persist-queue", ratio("sealed", "persist_queue", "records_s"), 30),
         at_most(f"sealing, CPU us a record at {GROUP} a block", spent, 3),
         at_most("syncs a commit, sealed as at the bedside",

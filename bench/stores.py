@@ -257,6 +257,10 @@ CASES = {
     "sealed_double": Case(
         f"sealed, two hand-overs of {GROUP} under way", lambda path: Sealed(path, under_way=2), GROUP, MANY
     ),
+    "plain_fourfold": Case(f"plain rows, {4 * GROUP} a commit", Rows, 4 * GROUP, MANY),
+    "sealed_fourfold": Case(
+        f"sealed, four hand-overs of {GROUP} under way", lambda path: Sealed(path, under_way=4), GROUP, MANY
+    ),
 }
 
 
