@@ -63,10 +63,11 @@ themselves. Differences below about .005 are noise. Boosted trees:
 _NETWORK = "The LSTM, one member:\n"
 _FOUND = """What helped: windows of one length whatever the hour (each window from zero state, early hours filled with
 the first value), statistics of 6 h and of the window as inputs, and a teacher with laboratory values. Four members
-instead of one: AUROC .735 for .728, utility .224 for .207, WH .710 for .708 (validation). What did not help: everything that takes
-the hour out by way of the loss. It lowers what the score gives away of the hour (.63 to .56), but WH does not rise with
-it, and AUROC and utility fall. Two members with longer training and the earlier label, which looked better above, were
-no better together (all validation rows: AUROC .734, utility .217, WH .711, against .735, .224 and .710), and were left.
+instead of one: AUROC .735 for .728, utility .224 for .207, WH .710 for .708 (validation). What did not help: everything
+that takes the hour out by way of the loss. It lowers what the score gives away of the hour (.63 to .56), but WH does
+not rise with it, and AUROC and utility fall. Two members with longer training and the earlier label, which looked
+better above, were no better together (all validation rows: AUROC .734, utility .217, WH .711, against .735, .224 and
+.710), and were left.
 
 Part of the headline figures of the shipped model is still knowledge of the hour that lies in the vital signs
 themselves: it has no clock, but patients do get better and worse with time.
