@@ -16,7 +16,7 @@ from kafka_broker import Broker, Cluster
 
 from cloud_sync.embedded import Arrival, Arrivals
 from edge_agent import config, records, terms
-from edge_agent.buffer import Buffer, create_key_file, load_kek
+from edge_agent.buffer import Buffer, Reader, create_key_file, load_kek
 
 DEADLINE_S = 90.0
 GATEWAY = "gw-1"
@@ -112,6 +112,28 @@ class Site:
             if child.poll() is None:
                 child.kill()
                 child.wait(30)
+
+
+class ReceiverSite(Site):
+    """A site whose receivers are the tables given, in place of Kafka's."""
+
+    def write(self, tables: str) -> None:
+        super().write("")
+        self.path.write_text(self.path.read_text().partition("[cloud.kafka]")[0] + tables)
+
+
+def sealed(site: Site, stream: str) -> dict[str, list[str]]:
+    """The identity of every record of a stream by bed, in order."""
+    reader = Reader(site.data_dir, load_kek(f"file:{site.key}"))
+    try:
+        blocks = reader.read(stream, None, 100_000)
+    finally:
+        reader.close()
+    out: dict[str, list[str]] = {}
+    for block in blocks:
+        for sequence, entry in enumerate(block.entries, block.first):
+            out.setdefault(entry.bed, []).append(f"{GATEWAY}/{block.instance}/{sequence}")
+    return out
 
 
 def observation(number: int, bed: str = "ICU-1", patient: str = "") -> records.Entry:

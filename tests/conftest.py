@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import kafka_broker
+import mosquitto
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -53,3 +54,16 @@ def kafka_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka_brok
     cluster = kafka_broker.Cluster(tmp_path_factory.mktemp("kafka-nodes"))
     yield cluster
     cluster.kill()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[mosquitto.Mosquitto]:
+    """A running mosquitto of the test's own."""
+    why = mosquitto.missing()
+    if why and mosquitto.required():
+        pytest.fail(why)
+    if why:
+        pytest.skip(why)
+    made = mosquitto.Mosquitto(tmp_path / "mosquitto").start()
+    yield made
+    made.kill()

@@ -45,18 +45,6 @@ def verdicts(sink: MqttSink, count: int) -> list[Settled]:
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    why = mosquitto.missing()
-    if why and mosquitto.required():
-        pytest.fail(why)
-    if why:
-        pytest.skip(why)
-    made = Mosquitto(tmp_path / "mosquitto").start()
-    yield made
-    made.kill()
-
-
-@pytest.fixture
 def subscriber(broker: Mosquitto) -> Iterator[Subscriber]:
     made = Subscriber(broker.port, "#")
     yield made

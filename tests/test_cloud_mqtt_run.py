@@ -8,39 +8,18 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mosquitto
 import pytest
-from cloud_site import GATEWAY, Site, alarm, observation, until
+from cloud_site import GATEWAY, ReceiverSite, Site, alarm, observation, sealed, until
 from mosquitto import Mosquitto, Subscriber
 
 from edge_agent import config, records
-from edge_agent.buffer import Marks, Reader, load_kek, receivers
+from edge_agent.buffer import Marks, receivers
 
 MQTT = '[cloud.mqtt]\nbroker = "127.0.0.1:{port}"\nsecurity = "plaintext"\n{more}\n'
 KAFKA_AWAY = '[cloud.kafka]\nbootstrap = "127.0.0.1:9"\nsecurity = "plaintext"\n'  # the discard port: nobody listens
 BEDS = ("ICU-1", "ICU-2")
 
 MakeSite = Callable[..., Site]
-
-
-class MqttSite(Site):
-    """A site whose receivers are the tables given."""
-
-    def write(self, tables: str) -> None:
-        super().write("")
-        self.path.write_text(self.path.read_text().partition("[cloud.kafka]")[0] + tables)
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    why = mosquitto.missing()
-    if why and mosquitto.required():
-        pytest.fail(why)
-    if why:
-        pytest.skip(why)
-    made = Mosquitto(tmp_path / "mosquitto").start()
-    yield made
-    made.kill()
 
 
 @pytest.fixture
@@ -57,26 +36,12 @@ def make_site(tmp_path: Path, broker: Mosquitto) -> Iterator[MakeSite]:
     def make(more: str = "", tables: str = "") -> Site:
         folder = tmp_path / f"site-{len(sites)}"
         folder.mkdir()
-        sites.append(MqttSite(folder, MQTT.format(port=broker.port, more=more) + tables, ""))
+        sites.append(ReceiverSite(folder, MQTT.format(port=broker.port, more=more) + tables, ""))
         return sites[-1]
 
     yield make
     for site in sites:
         site.close()
-
-
-def sealed(site: Site, stream: str) -> dict[str, list[str]]:
-    """The identity of every record of a stream by bed, in order."""
-    reader = Reader(site.data_dir, load_kek(f"file:{site.key}"))
-    try:
-        blocks = reader.read(stream, None, 100_000)
-    finally:
-        reader.close()
-    out: dict[str, list[str]] = {}
-    for block in blocks:
-        for sequence, entry in enumerate(block.entries, block.first):
-            out.setdefault(entry.bed, []).append(f"{GATEWAY}/{block.instance}/{sequence}")
-    return out
 
 
 def arrived(subscriber: Subscriber, bed: str, topic: str) -> list[str]:

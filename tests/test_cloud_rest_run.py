@@ -9,24 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cloud_site import GATEWAY, Site, alarm, observation, until
+from cloud_site import ReceiverSite, Site, alarm, observation, sealed, until
 from rest_proxy import CLIENT, CLUSTER, SECRET, Record, RestProxy, Whole
 
 from edge_agent import records
-from edge_agent.buffer import Marks, Reader, load_kek
+from edge_agent.buffer import Marks
 
 REST = '[cloud.rest]\nurl = "{url}"\ncluster = "{cluster}"\ntimeout_s = 3\n{more}\n'
 BEDS = ("ICU-1", "ICU-2")
 
 MakeSite = Callable[..., Site]
-
-
-class RestSite(Site):
-    """A site whose receivers are the tables given."""
-
-    def write(self, tables: str) -> None:
-        super().write("")
-        self.path.write_text(self.path.read_text().partition("[cloud.kafka]")[0] + tables)
 
 
 @pytest.fixture
@@ -44,26 +36,12 @@ def make_site(tmp_path: Path) -> Iterator[MakeSite]:
         folder = tmp_path / f"site-{len(sites)}"
         folder.mkdir()
         (folder / "secret").write_text(SECRET)
-        sites.append(RestSite(folder, REST.format(url=proxy.url, cluster=CLUSTER, more=more), ""))
+        sites.append(ReceiverSite(folder, REST.format(url=proxy.url, cluster=CLUSTER, more=more), ""))
         return sites[-1]
 
     yield make
     for site in sites:
         site.close()
-
-
-def sealed(site: Site, stream: str) -> dict[str, list[str]]:
-    """The identity of every record of a stream by bed, in order."""
-    reader = Reader(site.data_dir, load_kek(f"file:{site.key}"))
-    try:
-        blocks = reader.read(stream, None, 100_000)
-    finally:
-        reader.close()
-    out: dict[str, list[str]] = {}
-    for block in blocks:
-        for sequence, entry in enumerate(block.entries, block.first):
-            out.setdefault(entry.bed, []).append(f"{GATEWAY}/{block.instance}/{sequence}")
-    return out
 
 
 def arrived(proxy: RestProxy, bed: str, topic: str) -> list[str]:

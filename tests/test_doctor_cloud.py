@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mosquitto
@@ -47,18 +47,6 @@ def secret(folder: Path, name: str, text: str) -> str:
     path.write_text(text)
     path.chmod(0o400)
     return f"file:{path}"
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    why = mosquitto.missing()
-    if why and mosquitto.required():
-        pytest.fail(why)
-    if why:
-        pytest.skip(why)
-    made = Mosquitto(tmp_path / "mosquitto").start()
-    yield made
-    made.kill()
 
 
 def test_without_a_receiver_it_is_told_where_records_stay(doctor: Doctor) -> None:

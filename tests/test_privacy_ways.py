@@ -10,12 +10,10 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import mosquitto
 import pytest
 from cloud_site import until as wait_until
 from mosquitto import Mosquitto, Subscriber
@@ -26,18 +24,6 @@ from test_privacy_path import ESCAPED, KEYS, UMLAUT, Gateway, play, spoken_alarm
 from cloud_sync.pseudonym import SiteKey
 
 Messages = dict[str, dict[str, Any]]  # by dedup
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    why = mosquitto.missing()
-    if why and mosquitto.required():
-        pytest.fail(why)
-    if why:
-        pytest.skip(why)
-    made = Mosquitto(tmp_path / "mosquitto").start()
-    yield made
-    made.kill()
 
 
 @pytest.fixture
