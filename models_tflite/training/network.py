@@ -127,8 +127,7 @@ def roll(tf: Any, member: dict[str, Any], x: Any, tail: int) -> Any:
 
 def train(samples: Samples, scale: Scale, settings: Settings, tell: Callable[[str], None]) -> Network:
     """A network that has learned from the samples."""
-    learning = _Learning(tensorflow(), settings)
-    members = []
+    learning, members = _learning(settings.units, settings.decay), []
     for number in range(settings.members):
         tell(f"member {number + 1} of {settings.members}")
         members.append(_member(learning, samples, scale, settings, settings.seed * 1000 + number, tell))
@@ -139,7 +138,7 @@ def _member(
     learning: _Learning, samples: Samples, scale: Scale, settings: Settings, seed: int, tell: Callable[[str], None]
 ) -> Member:
     generator = np.random.default_rng(seed)
-    learning.begin(fresh(settings.units, generator), seed)
+    learning.begin(fresh(settings.units, generator), seed, settings.dropout)
     if samples.windows_per_round() < settings.batch:
         raise ValueError(f"{samples.windows_per_round()} windows are too few for batches of {settings.batch}")
     whole = max(1, settings.rounds * samples.windows_per_round() // settings.batch)
@@ -155,22 +154,27 @@ def _member(
     return learning.average()
 
 
-class _Learning:
-    """AdamW on one member after the other, and the moving average of its weights; compiled once."""
+@cache
+def _learning(units: int, decay: float) -> _Learning:
+    return _Learning(tensorflow(), units, decay)
 
-    def __init__(self, tf: Any, settings: Settings) -> None:
-        self._tf, self._settings = tf, settings
-        some = fresh(settings.units, np.random.default_rng(0))
+
+class _Learning:
+    """AdamW on one member after the other, and the moving average of its weights; compiled once for each width."""
+
+    def __init__(self, tf: Any, units: int, decay: float) -> None:
+        self._tf, self._units, self._decay = tf, units, decay
+        some = fresh(units, np.random.default_rng(0))
         self._weights, self._slow, self._first, self._second = (
             {name: tf.Variable(value) for name, value in some.items()} for _ in range(4)
         )
         self._count = tf.Variable(0.0)
-        self._random = np.random.default_rng(0)
+        self._random, self._keep = np.random.default_rng(0), 1.0
         self._learn = tf.function(self._step, jit_compile=True)
 
-    def begin(self, member: Member, seed: int) -> None:
+    def begin(self, member: Member, seed: int, dropout: float) -> None:
         """Forget everything and start from these weights."""
-        self._random = np.random.default_rng(seed + 1)
+        self._random, self._keep = np.random.default_rng(seed + 1), 1.0 - dropout
         self._count.assign(0.0)
         for name, value in member.items():
             self._weights[name].assign(value)
@@ -180,8 +184,8 @@ class _Learning:
 
     def learn(self, x: Array, target: Array, weight: Array, rate: np.float32) -> Any:
         """One step; returns the loss."""
-        keep = 1.0 - self._settings.dropout
-        mask = (self._random.random((len(x), 1, self._settings.units)) < keep).astype(np.float32) / np.float32(keep)
+        drawn = self._random.random((len(x), 1, self._units)) < self._keep
+        mask = drawn.astype(np.float32) / np.float32(self._keep)
         return self._learn(x, target, weight, mask, rate)
 
     def average(self) -> Member:
@@ -210,7 +214,7 @@ class _Learning:
         second.assign(_BETA[1] * second + (1 - _BETA[1]) * gradient * gradient)
         mean = first / (1 - _BETA[0] ** self._count)
         spread = tf.sqrt(second / (1 - _BETA[1] ** self._count)) + 1e-8
-        decay = self._settings.decay if weight.shape.rank == 2 else 0.0
+        decay = self._decay if weight.shape.rank == 2 else 0.0
         weight.assign(weight - rate * (mean / spread + decay * weight))
         keep = tf.minimum(_AVERAGE, (1 + self._count) / (10 + self._count))
         slow.assign(keep * slow + (1 - keep) * weight)
