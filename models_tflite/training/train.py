@@ -109,7 +109,7 @@ def make(
 ) -> Made:
     """Train on the training stays, choose on the validation stays, and write the signed bundle."""
     began = time.monotonic()
-    shares = data.split(stays)
+    shares, given = data.split(stays), bool(asked.weights and asked.weights.exists())
     validation = shares["validation"]
     track.settings({**asdict(settings), "data": asked.data.name, "window": features.WINDOW})
     net = _network(shares["train"], settings, asked)
@@ -135,11 +135,12 @@ def make(
         **{share: {name: found._asdict() for name, found in each.items()} for share, each in figures.items()},
         "threshold": chosen.threshold,
         "seconds": round(time.monotonic() - began),
+        "weights": "given, from an earlier run" if given else "trained by this run",
         "versions": {name: version_of(name) for name in ("tensorflow", "xgboost-cpu", "numpy", "ai-edge-litert")},
     }
     training: dict[str, str | int | float] = {
         "data": SOURCE,
-        "share": "train; calibration and thresholds: validation; never seen: test",
+        "share": "train; calibration and thresholds: validation; measured: test",
         "run": track.run or "not tracked",
         "seed": settings.seed,
         "parameters": net.parameters(),
