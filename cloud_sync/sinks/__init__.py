@@ -9,6 +9,7 @@ message and go on, `Retry` after a while, or stop and ask a person (`Fatal`), lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -74,6 +75,21 @@ class Settled(NamedTuple):
     accepted: int  # messages the receiver has confirmed; 0 when the batch is kept
     rejected: tuple[Rejected, ...] = ()
     keep: Retry | Fatal | None = None  # set: send the whole batch again, later
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """A batch whose messages come back one by one; it has its verdict when none is open, or when it is kept."""
+
+    token: object
+    open: int
+    accepted: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    keep: Retry | Fatal | None = None
+
+    def verdict(self) -> Settled:
+        """What has become of it."""
+        return Settled(self.token, 0 if self.keep else self.accepted, tuple(self.rejected), self.keep)
 
 
 State = Literal["connected", "waiting", "fatal"]

@@ -27,7 +27,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from paho.mqtt.client import Client, MQTTv5
@@ -35,7 +34,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from cloud_sync.sinks import CONNECTING, Fatal, Message, Rejected, Retry, Settled, State
+from cloud_sync.sinks import CONNECTING, Fatal, Message, Rejected, Retry, Settled, State, Tally, login
 from edge_agent import config
 
 ERROR_TRIES = 5  # times that a message with an unspecific refusal is sent before it is dropped
@@ -91,44 +90,10 @@ def settings(loaded: config.Loaded) -> Settings:
         raise loaded.error(("cloud", "mqtt", "broker"), f"{port} is no port", "a port is 1 to 65535")
     context = None
     if mqtt.security != "plaintext":
-        context = _context(loaded, mqtt)
-    password = ""
-    if mqtt.password:
-        try:
-            password = config.secret(loaded, mqtt.password)
-        except OSError as error:
-            remedy = "the secret must exist and be readable"
-            raise loaded.error(("cloud", "mqtt", "password"), str(error), remedy) from error
+        own = (mqtt.certificate, mqtt.private_key) if mqtt.security == "mtls" else (None, None)
+        context = login.tls(loaded, "mqtt", mqtt.ca, *own)
+    password = login.secret(loaded, "mqtt", "password", mqtt.password) if mqtt.password else ""
     return Settings(host.strip("[]"), int(port), loaded.config.gateway.id, mqtt, context, password)
-
-
-def _context(loaded: config.Loaded, mqtt: config.Mqtt) -> ssl.SSLContext:
-    assert mqtt.ca is not None, "the configuration asks for it"
-    key, path = "ca", loaded.resolve(mqtt.ca)
-    try:
-        context = ssl.create_default_context(cafile=path)
-        if mqtt.security == "mtls":
-            assert mqtt.certificate is not None
-            assert mqtt.private_key is not None
-            key, path = "certificate", loaded.resolve(mqtt.certificate)
-            path.read_bytes()
-            context.load_cert_chain(path, loaded.resolve(mqtt.private_key))
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or str(error)
-        raise loaded.error(("cloud", "mqtt", key), f"{path} cannot be used: {reason}", "give a PEM file") from error
-    return context
-
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    token: object
-    open: int
-    accepted: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
-    keep: Retry | Fatal | None = None
-
-    def verdict(self) -> Settled:
-        return Settled(self.token, 0 if self.keep else self.accepted, tuple(self.rejected), self.keep)
 
 
 class _Words(logging.Handler):
@@ -142,7 +107,7 @@ class _Words(logging.Handler):
         self.first = self.first or record.getMessage()
 
 
-_Waiting = tuple[_Batch, Message]
+_Waiting = tuple[Tally, Message]
 
 
 class MqttSink:
@@ -167,14 +132,14 @@ class MqttSink:
         self._ready: dict[str, None] = {}  # keys whose next message may leave, in the order of their turns
         self._flight: dict[int, _Waiting] = {}  # by packet identifier
         self._own: set[int] = set()  # packet identifiers of the gateway's state
-        self._finished: list[_Batch] = []
+        self._finished: list[Tally] = []
         # What the broker has said of single messages survives `reset`, because more than one may be at fault.
         self._errors: dict[str, int] = {}  # unspecific refusals by dedup
         self._refused: dict[str, str] = {}  # why no more tries, by dedup
 
     def begin(self, token: object, messages: Sequence[Message]) -> None:
         """Takes a batch; its verdict comes out of `settle`."""
-        batch = _Batch(token, len(messages))
+        batch = Tally(token, len(messages))
         if not messages:
             self._finished.append(batch)
             return
@@ -429,18 +394,18 @@ class MqttSink:
             del self._refused[next(iter(self._refused))]
         return True
 
-    def _keep(self, batch: _Batch, trouble: Retry | Fatal) -> None:
+    def _keep(self, batch: Tally, trouble: Retry | Fatal) -> None:
         if batch.keep is None:
             batch.keep = trouble
             self._finished.append(batch)
         self._lose(trouble)
 
-    def _reject(self, batch: _Batch, message: Message, reason: str) -> None:
+    def _reject(self, batch: Tally, message: Message, reason: str) -> None:
         self._errors.pop(message.dedup, None)
         batch.rejected.append(Rejected(message.dedup, reason))
         self._close(batch)
 
-    def _close(self, batch: _Batch) -> None:
+    def _close(self, batch: Tally) -> None:
         batch.open -= 1
         if not batch.open and batch.keep is None:
             self._finished.append(batch)

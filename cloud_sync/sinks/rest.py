@@ -36,14 +36,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote_plus
 
 import httpx
 import msgspec
 
-from cloud_sync.sinks import CONNECTING, Fatal, Message, Rejected, Retry, Settled, State
+from cloud_sync.sinks import CONNECTING, Fatal, Message, Rejected, Retry, Settled, State, Tally, login
 from cloud_sync.sinks.rest_answer import AGAIN, PERSON, Answer, Fate, Refused, codes, fate_of
 from edge_agent import config
 
@@ -78,40 +77,15 @@ def settings(loaded: config.Loaded) -> Settings:
     rest = loaded.config.cloud.rest
     if rest is None:
         raise loaded.error(("cloud", "rest"), "missing", "add a [cloud.rest] table with url and cluster")
-    key, path = "ca", rest.ca and loaded.resolve(rest.ca)
-    try:
-        context = ssl.create_default_context(cafile=path)
-        if rest.certificate is not None and rest.private_key is not None:
-            key, path = "certificate", loaded.resolve(rest.certificate)
-            path.read_bytes()
-            context.load_cert_chain(path, loaded.resolve(rest.private_key))
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or str(error)
-        raise loaded.error(("cloud", "rest", key), f"{path} cannot be used: {reason}", "give a PEM file") from error
+    context = login.tls(loaded, "rest", rest.ca, rest.certificate, rest.private_key)
     secret = ""
     if rest.token_url:
         found = httpx.URL(rest.token_url)
         if found.scheme != "https" and found.host not in _LOOPBACK:
             remedy = "use https, or anybody on the way can read the secret"
             raise loaded.error(("cloud", "rest", "token_url"), "not encrypted", remedy)
-        try:
-            secret = config.secret(loaded, rest.client_secret)
-        except OSError as error:
-            remedy = "the secret must exist and be readable"
-            raise loaded.error(("cloud", "rest", "client_secret"), str(error), remedy) from error
+        secret = login.secret(loaded, "rest", "client_secret", rest.client_secret)
     return Settings(rest, context, secret)
-
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    token: object
-    open: int
-    accepted: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
-    keep: Retry | Fatal | None = None
-
-    def verdict(self) -> Settled:
-        return Settled(self.token, 0 if self.keep else self.accepted, tuple(self.rejected), self.keep)
 
 
 class RestSink:
@@ -132,8 +106,8 @@ class RestSink:
         self._token, self._token_until = "", 0.0  # monotonic; used by the thread alone
         self._taken = False  # the proxy has accepted a record
         self._moved = threading.Condition()  # guards what follows
-        self._queues: dict[str, deque[tuple[_Batch, Message]]] = {}  # by topic, in the order of their turns
-        self._finished: list[_Batch] = []
+        self._queues: dict[str, deque[tuple[Tally, Message]]] = {}  # by topic, in the order of their turns
+        self._finished: list[Tally] = []
         self._generation = 0  # counts resets: what an earlier one has begun is nobody's
         self._busy = self._stopping = self._halted = False
         self._failure: BaseException | None = None  # what the thread has died of
@@ -147,7 +121,7 @@ class RestSink:
 
     def begin(self, token: object, messages: Sequence[Message]) -> None:
         """Takes a batch; its verdict comes out of `settle`."""
-        batch = _Batch(token, len(messages))
+        batch = Tally(token, len(messages))
         with self._moved:
             for message in messages:
                 self._queues.setdefault(message.topic, deque()).append((batch, message))
@@ -240,13 +214,13 @@ class RestSink:
             self._moved.wait(next_at - now)
         return False
 
-    def _gather(self) -> list[tuple[_Batch, Message]]:
+    def _gather(self) -> list[tuple[Tally, Message]]:
         """The next records of one topic, within the bounds of a request."""
         if self._halted or not self._queues or time.monotonic() < self._not_before:
             return []
         topic = next(iter(self._queues))
         queue = self._queues.pop(topic)
-        out: list[tuple[_Batch, Message]] = []
+        out: list[tuple[Tally, Message]] = []
         left = self._table.batch_kb << 10
         while queue and len(out) < self._table.batch_records:
             left -= _size(queue[0][1])
@@ -257,7 +231,7 @@ class RestSink:
             self._queues[topic] = queue  # behind the others
         return out
 
-    def _apply(self, some: list[tuple[_Batch, Message]], fates: list[Fate]) -> None:
+    def _apply(self, some: list[tuple[Tally, Message]], fates: list[Fate]) -> None:
         for (batch, message), fate in zip(some, fates, strict=True):
             if isinstance(fate, Retry | Fatal):
                 self._halted = True  # nothing may overtake it
