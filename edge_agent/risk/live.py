@@ -328,11 +328,7 @@ class Risk:
             "shadow": self._settings.shadow,
             "model": None if about is None else about.identity,
             "runtime": None if about is None else about.runtime,
-            "state": "fault"
-            if self._detail
-            else "waiting"
-            if about is None or self._restart is not None
-            else "running",
+            "state": self._state(),
             "detail": self._detail,
             "suggested_limit": None if about is None else about.on,
             "answer_ms": round(took[len(took) // 2] / 1e6, 1) if took else None,
