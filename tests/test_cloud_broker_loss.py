@@ -62,9 +62,9 @@ def test_leaders_lost_in_mid_stream_cost_nothing(cluster: Cluster, prefix: str, 
     on_the_way = Arrivals(cluster.bootstrap, prefix, {"isolation.level": "read_uncommitted", "group.id": "uncommitted"})
     total = alerts = held_up = 0
     for topic in (f"{prefix}.observations", f"{prefix}-progress.data", f"{prefix}.alerts"):
-        first, total = total, total + 12_000
+        first, total = total, total + 36_000  # several transactions, so that the kill falls into one
         blocks: list[list[records.Entry]] = []
-        for block in batches(first, total, 400):
+        for block in batches(first, total, 1_200):
             blocks += [block, [alarm(alerts)]]
             alerts += 1
         storing = threading.Thread(target=site.store, args=(blocks,))
