@@ -61,6 +61,17 @@ def test_waveforms_are_shed_first_and_alerts_never(tmp_path: Path) -> None:
     assert [record.at_ns for record in stored if isinstance(record, AlarmEvent)] == list(range(0, 400, 10))
 
 
+def test_alerts_after_the_last_tidying_stay_within_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "TIDY_S", 3600.0)  # nobody makes room while the alerts grow
+    rig = Rig(tmp_path, quota_mb=1)
+    for number in range(200):  # 1.6 MB: the data file is as large as it may be
+        rig.commit(noise(number))
+    for number in range(200):
+        rig.commit(alert(number))
+    rig.close()
+    assert 900 << 10 < file_bytes(tmp_path) <= 1 << 20
+
+
 def test_numerics_are_shed_when_no_waveform_is_left(tmp_path: Path) -> None:
     rig = Rig(tmp_path, quota_mb=1)
     for number in range(20):

@@ -35,6 +35,7 @@ FAULTS = ("buffer corrupt", "buffer key", "buffer disk", "buffer shed")  # kinds
 
 _KEEPER_S = 0.2
 _STALL_S = 2.0  # a commit takes milliseconds; a disk that is asked for longer deserves a word
+_ALERT_ROOM_BYTES = 64 << 10  # left free for what the alerts, and the rows of shedding, take until the next tidying
 _DATA_MIN_BYTES = 256 << 10  # what the data file may always hold, however much the alerts need
 _PENDING_LOW = 0.9  # of pending_mb: to where shedding from memory frees
 
@@ -172,7 +173,7 @@ class Buffer:
         self._keeper.join(max(deadline - time.monotonic(), 0.0) + 0.1)
 
     def _data_limit(self) -> int:
-        return max(self._quota_bytes - self._alerts.file_bytes, _DATA_MIN_BYTES)
+        return max(self._quota_bytes - self._alerts.file_bytes - _ALERT_ROOM_BYTES, _DATA_MIN_BYTES)
 
     def _age_s(self, writer: Writer) -> float | None:
         oldest = writer.oldest
