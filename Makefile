@@ -2,11 +2,12 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
 TRAINING := .venv-training/bin
+FLEET := .venv-fleet/bin
 SEED ?= 1
 OUT ?= models_tflite/bundles
 SECONDS ?=
 
-.PHONY: setup demo test lint bench lock clean kafka mutants torture train test-training
+.PHONY: setup demo test lint bench lock clean kafka mutants torture train test-training test-fleet
 
 setup: .venv/.ready
 
@@ -61,6 +62,17 @@ test-training: .venv-training/.ready
 	$(TRAINING)/python -m pytest -q -p no:cacheprovider --noconftest -c /dev/null --rootdir . \
 	  tests/test_model_training.py tests/test_model_baselines.py
 
+# Ansible and the tools that list and check what is installed
+.venv-fleet/.ready: requirements-fleet.lock
+	@test -x $(BIN)/python || $(MAKE) setup
+	@rm -rf .venv-fleet; $(BIN)/python -m venv .venv-fleet
+	$(FLEET)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fleet.lock
+	@touch $@
+
+# machines that boot, in containers and emulated: as root, about 25 minutes; what they boot is cached in ~/.cache/bedside-edge
+test-fleet: setup .venv-fleet/.ready
+	$(BIN)/pytest tests/fleet --timeout 1800 --junitxml=.cache/fleet.xml
+
 bench: setup kafka
 	$(BIN)/python -m bench
 
@@ -71,6 +83,8 @@ lock: setup
 	  --extra demo --extra report --extra dev pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q \
 	  --extra training pyproject.toml -o requirements-training.lock
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q \
+	  --extra fleet pyproject.toml -o requirements-fleet.lock
 
 clean:
-	rm -rf .venv .venv-training .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-training .venv-fleet .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

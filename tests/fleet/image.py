@@ -1,0 +1,78 @@
+"""The root file systems and wheels that the test beds boot and install, built once and kept outside the tree.
+
+Everything comes from Debian's and the Python packages' usual places, whatever mirror this machine has set for them. A
+folder is built under a name of its own and renamed when it is whole, so that a broken build is never taken for a good one.
+The names carry a hash of what went in: a changed list of packages or a changed lock builds anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bedside-edge" / "fleet"
+SUITE = "bookworm"
+# What a gateway has before the role runs (an SD card with Debian on it), and what the emulated machine needs to boot.
+PACKAGES = (
+    "systemd", "systemd-sysv", "dbus", "udev", "kmod", "openssh-server", "iproute2", "ca-certificates", "sudo", "openssl",
+    "python3", "python3-venv", "libasound2", "bluez", "gpiod", "usbutils", "linux-image-amd64",
+)  # fmt: skip
+TOOLS = {  # program: Debian package
+    "mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "ssh": "openssh-client", "ip": "iproute2",
+    "mkfs.ext4": "e2fsprogs", "openssl": "openssl",
+}  # fmt: skip
+
+
+def missing() -> str:
+    """What this machine lacks to run the test beds, with the command that helps; empty when nothing is missing."""
+    if os.geteuid() != 0:
+        return "the test beds need root (containers, overlays, network devices): run as root, or sudo make test-fleet"
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    lacking = sorted({package for program, package in TOOLS.items() if not shutil.which(program, path=path)})
+    return f"the test beds need {', '.join(lacking)}: apt install {' '.join(lacking)}" if lacking else ""
+
+
+def _digest(*parts: str | bytes) -> str:
+    return hashlib.sha256(b"\0".join(part.encode() if isinstance(part, str) else part for part in parts)).hexdigest()[
+        :12
+    ]
+
+
+def root() -> Path:
+    """Folder with the Debian root that containers overlay and the emulated machine's disk is made from."""
+    target = CACHE / f"{SUITE}-{_digest(*PACKAGES)}"
+    if target.exists():
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(partial)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise RuntimeError(f"mmdebstrap failed ({done.returncode}):\n{done.stderr[-2000:]}")
+    (partial / "etc" / "machine-id").write_text("uninitialized\n")
+    partial.rename(target)
+    return target
+
+
+def wheels() -> Path:
+    """Folder with the wheels of requirements.lock for this machine's Python version, hashes checked by pip."""
+    lock = (REPOSITORY / "requirements.lock").read_bytes()
+    target = CACHE / f"wheels-{sys.version_info[0]}{sys.version_info[1]}-{_digest(lock)}"
+    if target.exists():
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes",
+         "--only-binary=:all:", "-r", str(REPOSITORY / "requirements.lock"), "-d", str(partial)],
+        check=True, timeout=900,
+    )  # fmt: skip
+    partial.rename(target)
+    return target
