@@ -1,8 +1,8 @@
 """The root file systems and wheels that the test beds boot and install, built once and kept outside the tree.
 
-Everything comes from Debian's and the Python packages' usual places, whatever mirror this machine has set for them. A
-folder is built under a name of its own and renamed when it is whole, so that a broken build is never taken for a good one.
-The names carry a hash of what went in: a changed list of packages or a changed lock builds anew.
+Everything comes from Debian's and the Python packages' usual places, whatever mirror this machine has set for them.
+A folder is built under a name of its own and renamed when it is whole, so that a broken build is never taken for a good
+one. The names carry a hash of what went in: a changed list of packages or a changed lock builds anew.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "beds
 SUITE = "bookworm"
 # What a gateway has before the role runs (an SD card with Debian on it), and what the emulated machine needs to boot.
 PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "udev", "kmod", "openssh-server", "iproute2", "ca-certificates", "sudo", "openssl",
-    "python3", "python3-venv", "libasound2", "bluez", "gpiod", "usbutils", "linux-image-amd64",
+    "systemd", "systemd-sysv", "dbus", "udev", "kmod", "openssh-server", "iproute2", "ca-certificates", "sudo",
+    "openssl", "python3", "python3-venv", "libasound2", "bluez", "gpiod", "usbutils", "linux-image-amd64",
 )  # fmt: skip
 TOOLS = {  # program: Debian package
     "mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "ssh": "openssh-client", "ip": "iproute2",

@@ -1,8 +1,8 @@
 """A booted machine for tests: systemd as process 1 in a container on an overlay of the Debian root, reached by SSH.
 
-`Machine` costs about a second to start. It has its own network device with two addresses, one for it and one for the test, and
-no way out. What it wrote goes with it. For kernel things (GPIO, Bluetooth, USB, power cuts, memory limits) see the emulated
-machine in vm.py: a container has none of its own.
+`Machine` costs some seconds to start. It has its own network device with two addresses, one for it and one for the
+test, and no way out. What it wrote goes with it. GPIO, Bluetooth, USB, power cuts and memory limits need a kernel of
+the machine's own: see the emulated machine in vm.py.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Machine:
     def run(
         self, command: str, *, check: bool = True, timeout: float = 120, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """What a shell command gave on the machine, as root; standard output and error as text."""
+        """What a shell command gave on the machine, as root; output and errors as text."""
         done = subprocess.run(
             [*self.ssh_command(), f"root@{self.address}", command],
             capture_output=True, text=True, timeout=timeout, input=stdin or "",
@@ -95,7 +95,7 @@ class Machine:
         ]  # fmt: skip
 
     def wait(self, command: str, seconds: float = 30) -> None:
-        """Returns when a shell command on the machine succeeds; AssertionError with the journal's end when it never does."""
+        """Returns when a shell command succeeds; AssertionError with the journal's end when it never does."""
         try:
             self._until(lambda: self.run(command, check=False).returncode == 0, repr(command), seconds)
         except AssertionError as error:
@@ -116,7 +116,7 @@ class Machine:
             shutil.copy2(source, target)
 
     def kill(self) -> None:
-        """Ends the machine at once, as a cut of the power would; `boot` starts it again. Its file system's cache survives."""
+        """Ends the machine at once, as a power cut would, but for what is in the page cache; `boot` starts it again."""
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
