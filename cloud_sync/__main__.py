@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent import NOTICE, config
+from edge_agent import NOTICE, config, config_cloud
 
 if TYPE_CHECKING:
     from cloud_sync.encode import Encoder
@@ -160,7 +160,7 @@ def _kafka(loaded: config.Loaded) -> tuple[_OpenSink, _OpenSink | None]:
     return (exactly_once, at_least_once) if kafka.exactly_once else (at_least_once, None)
 
 
-def _alert_manager(loaded: config.Loaded, settings: config.AlertManager) -> Way:
+def _alert_manager(loaded: config.Loaded, settings: config_cloud.AlertManager) -> Way:
     from cloud_sync.pcd04 import CONTROL_HEADER, AlertEncoder
     from cloud_sync.pseudonym import identities
     from cloud_sync.sinks.mllp import MllpSink

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from cloud_sync.pseudonym import Identities
 from cloud_sync.sinks import Message
-from edge_agent import config, records, terms
+from edge_agent import config_cloud, records, terms
 from edge_agent.buffer import Block, Position, Reader
 from edge_agent.buffer.clock import Clock
 
@@ -260,7 +260,7 @@ class AlertEncoder:
     def __init__(
         self,
         gateway: str,
-        settings: config.AlertManager,
+        settings: config_cloud.AlertManager,
         locations: Mapping[str, str],
         clock: Clock | None = None,
         identities: Identities | None = None,

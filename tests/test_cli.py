@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from running_agent import Bedside, dial, running
 
 from bench.messages import frame
 from edge_agent.__main__ import COMMANDS, main
+from edge_agent.config import Config
+from edge_agent.config_cloud import Section
 
 BIN = Path(sys.executable).parent
 DOCS = Path(__file__).parent.parent / "docs"
@@ -176,10 +179,20 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_configuration_key_is_documented() -> None:
-    from edge_agent import config
-
     text = (DOCS / "configuration.md").read_text()
-    sections = (config.Gateway, config.Control, config.Bed, config.Source, config.Annunciator, config.Alarms,
-                config.Buffer, config.Kafka)  # fmt: skip
-    missing = [f"{each.__name__}.{key}" for each in sections for key in each.model_fields if f"`{key}`" not in text]
-    assert not missing
+    keys, waiting = set(), [Config]
+    while waiting:
+        section = waiting.pop()
+        for key, field in section.model_fields.items():
+            tables = [each for each in _types(field.annotation) if issubclass(each, Section)]
+            waiting += tables
+            if not tables:
+                keys.add(f"{section.__name__}.{key}")
+    assert len(keys) > 80
+    assert not [key for key in keys if f"`{key.rpartition('.')[2]}`" not in text]
+
+
+def _types(annotation: object) -> list[type]:
+    """The classes that an annotation speaks of."""
+    inner = [each for part in typing.get_args(annotation) for each in _types(part)]
+    return [*inner, annotation] if isinstance(annotation, type) and not typing.get_args(annotation) else inner

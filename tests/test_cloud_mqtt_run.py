@@ -12,7 +12,7 @@ import pytest
 from cloud_site import GATEWAY, ReceiverSite, Site, alarm, observation, sealed, until
 from mosquitto import Mosquitto, Subscriber
 
-from edge_agent import config, records
+from edge_agent import config_cloud, records
 from edge_agent.buffer import Marks, receivers
 
 MQTT = '[cloud.mqtt]\nbroker = "127.0.0.1:{port}"\nsecurity = "plaintext"\n{more}\n'
@@ -192,11 +192,12 @@ def test_a_broker_that_is_away_is_told_and_called_again(
 
 
 def test_pruning_waits_for_mqtt_and_rest() -> None:
-    cloud = config.Cloud(
-        mqtt=config.Mqtt(broker="b:1", security="plaintext"), rest=config.Rest(url="http://p:1", cluster="c")
+    cloud = config_cloud.Cloud(
+        mqtt=config_cloud.Mqtt(broker="b:1", security="plaintext"),
+        rest=config_cloud.Rest(url="http://p:1", cluster="c"),
     )
     assert receivers(cloud) == {"alerts": ("mqtt_alerts", "rest_alerts"), "data": ("mqtt_data", "rest_data")}
-    both = config.Cloud(kafka=config.Kafka(bootstrap="b:1", security="plaintext"), mqtt=cloud.mqtt)
+    both = config_cloud.Cloud(kafka=config_cloud.Kafka(bootstrap="b:1", security="plaintext"), mqtt=cloud.mqtt)
     assert receivers(both) == {"alerts": ("alerts", "mqtt_alerts"), "data": ("data", "mqtt_data")}
 
 

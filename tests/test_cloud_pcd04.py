@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cloud_sync import pcd04
 from drivers.hl7 import tokens
 from drivers.hl7.decoder import Hl7
-from edge_agent import config, records
+from edge_agent import config_cloud, records
 from edge_agent.buffer import Reader
 
 IDENTITY = "gw-1/0b9c3f9e-8a55-4c8e-b3a3-1b1b3d2c0001/4711"
@@ -260,7 +260,7 @@ def test_only_alarms_of_patients_leave_unless_technical_ones_are_asked_for(tmp_p
     finally:
         rig.close()
     for wanted, kinds in ((False, ["SP"]), (True, ["SP", "ST"])):
-        settings = config.AlertManager(link="mllp://h:1", technical=wanted)
+        settings = config_cloud.AlertManager(link="mllp://h:1", technical=wanted)
         found = pcd04.AlertEncoder("gw-1", settings, {"ICU-3": "ICU^^3"}).block(block)
         alarms = [decoded_only(message.value) for message in found]
         assert [alarm.type for alarm in alarms] == kinds
@@ -281,7 +281,7 @@ def test_a_manager_that_is_new_does_not_hear_of_yesterday(tmp_path: Path, other_
     rig = Rig(tmp_path, clock=clock)
     reader = Reader(tmp_path, KEK)
     try:
-        encoder = pcd04.AlertEncoder("gw-1", config.AlertManager(link="mllp://h:1"), {}, clock)
+        encoder = pcd04.AlertEncoder("gw-1", config_cloud.AlertManager(link="mllp://h:1"), {}, clock)
         assert encoder.begin_at(reader) is None
         rig.commit(records.Entry("ICU-3", "s", "", alarm_event(at_ns=clock.monotonic_ns())))
         assert encoder.begin_at(reader) is None, "what is fresh is sent"

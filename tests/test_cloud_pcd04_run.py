@@ -15,7 +15,7 @@ from cloud_site import GATEWAY, Site, observation, until
 
 from cloud_sync.pcd04 import control_id
 from drivers.hl7.decoder import Hl7
-from edge_agent import config, records
+from edge_agent import config_cloud, records
 from edge_agent.buffer import Marks, Position, Reader, load_kek, receivers
 
 MakeSite = Callable[..., Site]
@@ -295,11 +295,11 @@ CLOUDS = {
 }
 
 
-def cloud(names: object) -> config.Cloud:
-    kafka = config.Kafka(bootstrap="b:1", security="plaintext")
-    alert_manager = config.AlertManager(link="mllp://h:1")
+def cloud(names: object) -> config_cloud.Cloud:
+    kafka = config_cloud.Kafka(bootstrap="b:1", security="plaintext")
+    alert_manager = config_cloud.AlertManager(link="mllp://h:1")
     tables = {"kafka": kafka, "alert_manager": alert_manager}
-    return config.Cloud(**{name: table for name, table in tables.items() if name in names})  # type: ignore[operator, arg-type]
+    return config_cloud.Cloud(**{name: table for name, table in tables.items() if name in names})  # type: ignore[operator, arg-type]
 
 
 @pytest.mark.parametrize("case", CLOUDS)

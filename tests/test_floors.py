@@ -16,7 +16,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "bleak": ("edge_agent/links/ble",),
     "bumble": ("edge_agent/demo/", "edge_agent/links/ble_hci.py"),
     "hl7": ("drivers/hl7/",),
-    "pydantic": ("edge_agent/config.py", "edge_agent/presets.py"),
+    "pydantic": ("edge_agent/config.py", "edge_agent/config_cloud.py", "edge_agent/presets.py"),
     "cryptography": (
         "edge_agent/buffer/keys.py",
         "edge_agent/buffer/seal.py",

@@ -23,7 +23,7 @@ from test_cloud_encode import EVERY, block, entry
 from cloud_sync import avro, encode, pcd04, pseudonym
 from cloud_sync.pseudonym import LEFT_OUT, Identities, KeyFault, SiteKey, site_keys
 from cloud_sync.registry import Registry
-from edge_agent import config, records
+from edge_agent import config, config_cloud, records
 
 SECRET = bytes(range(32))
 OTHER = bytes(range(1, 33))
@@ -205,7 +205,7 @@ def test_every_field_of_every_record_is_known_to_the_gate() -> None:
 @pytest.mark.parametrize("mode", ["pseudonym", "none"])
 def test_an_alert_manager_hears_no_identifier(mode: pseudonym.Mode) -> None:
     identities = Identities(mode, (KEY,))
-    settings = config.AlertManager(link="mllp://h:1", technical=True)
+    settings = config_cloud.AlertManager(link="mllp://h:1", technical=True)
     encoder = pcd04.AlertEncoder("gw", settings, {"ICU-1": "ICU^^1"}, identities=identities)
     (message,) = encoder.block(block(entry(marked(records.AlarmEvent), patient=MARK)))
     text = message.value.decode()

@@ -35,7 +35,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from cloud_sync.sinks import CONNECTING, Fatal, Message, Rejected, Retry, Settled, State, Tally, login
-from edge_agent import config
+from edge_agent import config, config_cloud
 
 ERROR_TRIES = 5  # times that a message with an unspecific refusal is sent before it is dropped
 _CONNECT_S = 5.0  # for the connection, for the handshake and for the broker's CONNACK, each
@@ -72,7 +72,7 @@ class Settings(NamedTuple):
     host: str
     port: int
     gateway: str
-    table: config.Mqtt
+    table: config_cloud.Mqtt
     context: ssl.SSLContext | None
     password: str
 

@@ -44,7 +44,7 @@ import msgspec
 
 from cloud_sync.sinks import CONNECTING, Fatal, Message, Rejected, Retry, Settled, State, Tally, login
 from cloud_sync.sinks.rest_answer import AGAIN, PERSON, Answer, Fate, Refused, codes, fate_of
-from edge_agent import config
+from edge_agent import config, config_cloud
 
 _CONNECT_S = 5.0  # a hospital's own network answers in milliseconds; a firewall that drops packets never does
 _WAIT_LONGEST_S = 300.0  # that a Retry-After is believed
@@ -64,7 +64,7 @@ _TROUBLE = (httpx.HTTPError, httpx.InvalidURL, OSError)
 class Settings(NamedTuple):
     """What `[cloud.rest]` says, with its files and secrets read."""
 
-    table: config.Rest
+    table: config_cloud.Rest
     context: ssl.SSLContext
     secret: str
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent import config
+from edge_agent import config_cloud
 from edge_agent.buffer import files
 
 _VERSION = 1
@@ -51,7 +51,7 @@ def receiver_mark(receiver: str, stream: str) -> str:
     return f"{receiver}_{stream}"
 
 
-def receivers(cloud: config.Cloud) -> dict[str, tuple[str, ...]]:
+def receivers(cloud: config_cloud.Cloud) -> dict[str, tuple[str, ...]]:
     """For each stream the marks that must have passed a block before it may go.
 
     A receiver that is not configured holds nothing back. A stream that has none at all keeps its blocks until size or
