@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent import NOTICE, config, config_cloud
+from edge_agent import NOTICE, config, config_cloud, journal
 
 if TYPE_CHECKING:
     from cloud_sync.encode import Encoder
@@ -86,9 +86,8 @@ def _run(options: argparse.Namespace) -> int:
     make_encoder = _encoders(loaded, "bedside" if cloud.kafka is None else cloud.kafka.topic_prefix)
     others = _others(loaded)
     print(NOTICE, file=sys.stderr, flush=True)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s"
-    )
+    level = logging.DEBUG if options.verbose else logging.INFO
+    logging.basicConfig(level=level, handlers=[journal.handler("cloud-sync", "%(levelname)s %(message)s")])
     data_dir = loaded.resolve(gateway.data_dir)
 
     def open_reader() -> Reader:

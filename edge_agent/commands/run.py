@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import logging.handlers
-import queue
 import resource
 import signal
-import sys
 from pathlib import Path
 
-from edge_agent import NOTICE, __version__
+from edge_agent import NOTICE, __version__, journal
 from edge_agent.agent import Agent
 from edge_agent.annunciators import prefer_alarm_loop
 from edge_agent.config import load
@@ -32,24 +29,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     checked.set_defaults(func=check_file)
 
 
-def start_log(level: str) -> logging.handlers.QueueListener:
-    """Log to stderr from a thread of its own, so that a full pipe never holds the alarm loop; give the listener."""
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
-    logging.root.handlers = [logging.handlers.QueueHandler(lines)]
-    logging.root.setLevel(level)
-    listener = logging.handlers.QueueListener(lines, stream)
-    listener.start()
-    return listener
-
-
 def run_agent(arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
     parts = Parts(load(arguments.config))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and patients
     preferred = prefer_alarm_loop()
-    listener = start_log(arguments.log_level)
+    listener = journal.start("edge-agent", arguments.log_level)
     log.info("start version=%s realtime=%s notice=%r", __version__, preferred, NOTICE)
     try:
         asyncio.run(_serve(parts))
