@@ -17,6 +17,7 @@ from pathlib import Path
 
 MEASUREMENTS = (
     "latency", "storm", "throughput", "memory", "buffer", "jitter", "day", "drain", "outage", "forwarder", "model",
+    "start",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
