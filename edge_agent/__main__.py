@@ -24,7 +24,8 @@ COMMANDS: dict[str, str] = {
     "audio-off": "operate", "alarm-off": "operate", "limits": "operate", "limit": "operate", "preset": "operate",
     "self-test": "operate",
     "doctor": "doctor", "buffer": "buffer", "keys": "keys", "alarms": "alarms",
-    "model": "model",
+    "model": "model", "release": "release",
+    "provision": "provision", "detect": "provision",
 }  # fmt: skip
 
 
