@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from edge_agent.records import Chunk, Item
 
@@ -42,6 +42,16 @@ class EagerDecoder(Decoder, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """Settings of a serial line as a device comes with them; the defaults are those of a serial link that says none."""
+
+    baud: int = 9600
+    parity: Literal["N", "E", "O"] = "N"
+    bits: int = 8
+    stop: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Driver:
     """One row of the registry."""
 
@@ -56,6 +66,8 @@ class Driver:
     per_channel: bool = False  # one decoder for each channel (TCP peers) instead of one for the source
     message_oriented: bool = False  # a chunk is one whole message (a BLE notification); never fed in pieces
     poll_s: float | None = None  # how often `tick` wants to be called; None: once a second
+    lines: tuple[Line, ...] = ()  # settings its devices can be found with, the usual first; empty with serial: Line()
+    services: tuple[str, ...] = ()  # BLE services that its devices advertise, named as `channels` are
 
 
 def hex_uuid(uuid: str) -> str:

@@ -358,5 +358,6 @@ DRIVER = Driver(
     evidence="Heart rate, battery and weight: payloads asserted by public test suites. Oximeter, pressure and "
     "temperature: computed from the service specifications. No hardware yet.",
     channels=tuple(_CHARACTERISTICS),
+    services=("180d", "1822", "1810", "1809", "181d"),  # heart rate, oximeter, pressure, thermometer, scale
     message_oriented=True,
 )

@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from drivers.contract import Driver
+from drivers.contract import Driver, Line
 from drivers.lines import Lines
 from edge_agent import terms
 from edge_agent.records import Chunk, DeviceStatus, Item, Observation, Reject, Validity
@@ -175,4 +175,5 @@ DRIVER = Driver(
     emits=("spo2", "pulse_rate", "perfusion_index"),
     silence_s=5.0,
     evidence="Trend lines printed in the manufacturer's manual; ASCII 1 from its published layout. No hardware yet.",
+    lines=(Line(9600), Line(19200), Line(57600), Line(115200)),  # Root and Radical-7 have a menu for it
 )

@@ -29,7 +29,7 @@ from __future__ import annotations
 import re
 import struct
 
-from drivers.contract import Driver
+from drivers.contract import Driver, Line
 from edge_agent import terms
 from edge_agent.records import NO_SAMPLE, Chunk, DeviceStatus, Item, Observation, Reject, Validity, Waveform
 
@@ -332,4 +332,5 @@ DRIVER = Driver(
     evidence="Format 2: frames asserted by a public test suite. Formats 7 and 8 and status bits: published layouts. "
     "Text lines: operator's manuals. No hardware yet.",
     options=("format",),
+    lines=(Line(9600),),
 )

@@ -9,7 +9,7 @@ Source: HL7 v2.3.1 to v2.7; IHE PCD-01 and PCD-04; vendor manuals named in the m
 
 from __future__ import annotations
 
-from drivers.contract import Driver
+from drivers.contract import Driver, Line
 from drivers.hl7.decoder import Hl7
 from edge_agent.terms import TERMS
 
@@ -26,5 +26,6 @@ DRIVER = Driver(
     ),
     options=("charset", "acknowledge"),
     per_channel=True,
+    lines=(Line(9600), Line(19200), Line(38400), Line(115200)),  # no standard names one; these are what menus offer
     poll_s=0.25,  # an unframed message ends by a second of silence: looked at often, it waits little longer
 )
