@@ -22,6 +22,7 @@ from cloud_sync.sinks import Fatal, Message, Retry, Sink
 from cloud_sync.way import AT_LEAST_ONCE, PACES, Progress, Stream, Way, one_line
 from edge_agent import __version__
 from edge_agent.buffer import ALERT_MANAGER, MQTT, REST, KeyProblem, Marks, Reader, receiver_mark
+from edge_agent.notifier import Notifier
 
 LOG = logging.getLogger("cloud_sync")
 
@@ -109,6 +110,8 @@ class Forwarder:
         threads = [threading.Thread(target=self._guard, args=(stream,), name=stream.name) for stream in self.streams]
         for thread in threads:
             thread.start()
+        notifier = Notifier()
+        notifier.send("READY=1")
         next_report = time.monotonic()
         try:
             while not self.stop.is_set():
@@ -119,9 +122,12 @@ class Forwarder:
                     if report is not None:
                         self._due.update({way.name: report for way in self._ways if way.source == "data"})
                 self._write(status)
+                notifier.send("WATCHDOG=1")
                 self.stop.wait(1.0)
         finally:
             self.stop.set()
+            notifier.send("STOPPING=1")
+            notifier.close()
             for thread in threads:
                 thread.join()
             self._write({**self.status(), "state": "stopped", "detail": "stopped"})

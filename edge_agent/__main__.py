@@ -24,7 +24,7 @@ COMMANDS: dict[str, str] = {
     "audio-off": "operate", "alarm-off": "operate", "limits": "operate", "limit": "operate", "preset": "operate",
     "self-test": "operate",
     "doctor": "doctor", "buffer": "buffer", "keys": "keys", "alarms": "alarms",
-    "model": "model", "release": "release",
+    "model": "model", "release": "release", "last-gasp": "last_gasp",
     "provision": "provision", "detect": "provision",
 }  # fmt: skip
 

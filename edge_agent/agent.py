@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent import links
+from edge_agent import links, metrics
 from edge_agent.alarm_log import FILE, AlarmLog
 from edge_agent.annunciators import Annunciator, open_annunciators
 from edge_agent.buffer import Buffer, KeyProblem, load_kek, receivers
@@ -31,6 +31,8 @@ from edge_agent.button import Button
 from edge_agent.continuity import LIMITS, Continuity
 from edge_agent.control import AlreadyRunning, ControlServer
 from edge_agent.health import Latency, Notifier, WallClock
+from edge_agent.last_gasp import relieve
+from edge_agent.metrics_port import MetricsPort
 from edge_agent.operations import Operations
 from edge_agent.parts import Parts, build_pipeline, source_names
 from edge_agent.pipeline import GATEWAY, Feed, Pipeline
@@ -89,7 +91,8 @@ class Agent:
         self.config = parts.loaded.config
         self.latency = Latency()
         self.faults: dict[str, str] = {}  # technical condition of the gateway -> detail
-        self.started_ns = time.monotonic_ns()
+        self.started_ns, self.started_utc = time.monotonic_ns(), round(time.time(), 3)
+        self.turns, self.watchdog = 0, bool(os.environ.get("WATCHDOG_USEC"))
         self.run_id = uuid.uuid4().hex
         self.ready = asyncio.Event()
         self.buffer: Buffer | None = None
@@ -99,6 +102,7 @@ class Agent:
         self.feeds: dict[str, Feed] = {}
         self.trends = Trends([bed.id for bed in self.config.bed])
         self.cloud: dict[str, Any] | None = None  # what cloud-sync last wrote about itself
+        self._metrics_port: MetricsPort | None = None
         self._notifier = Notifier()
         self._clock, self._wall = Clock(), WallClock(time.time_ns(), time.monotonic_ns())
         self._continuity: Continuity | None = None
@@ -148,6 +152,8 @@ class Agent:
             self.fault("control_fault", "socket", f"{socket}: {error.strerror or error}; operators cannot be heard")
         tasks: list[asyncio.Task[None]] = []
         try:
+            if await asyncio.to_thread(relieve, socket):
+                log.info("last gasp ended: its outputs are ours")
             self._open_annunciators()
             opened = self._open_links()
             key = await self._load_key(data_dir)
@@ -167,6 +173,7 @@ class Agent:
                 "ready gateway=%s beds=%d sources=%d", self.config.gateway.id, len(self.config.bed), len(self.feeds)
             )
             self.ready.set()
+            self._open_metrics_port()
             await self._serve(tasks)
         finally:
             self._notifier.send("STOPPING=1")
@@ -196,7 +203,16 @@ class Agent:
         """Ask `run` to return."""
         self._stop.set()
 
+    def _open_metrics_port(self) -> None:
+        if self.config.metrics.listen:
+            self._metrics_port = MetricsPort(
+                self.config.metrics.address, self._post, partial(metrics.text, self, port=True),
+                partial(metrics.host_text, self.parts.loaded),
+            )  # fmt: skip
+
     def _close(self) -> None:
+        if self._metrics_port is not None:
+            self._metrics_port.close()
         if self.risk is not None:
             self.risk.close()
         for button in self.buttons:
@@ -374,14 +390,14 @@ class Agent:
     async def _keep_time(self) -> None:
         look_ns = 0
         planned_ns = time.monotonic_ns()
-        watchdog = bool(os.environ.get("WATCHDOG_USEC"))
         while True:
             now = time.monotonic_ns()
+            self.turns += 1
             self._supervision.turn(planned_ns, now)
             if now >= look_ns:
                 look_ns = now + LOOK_NS
                 self._look(now)
-                if watchdog:
+                if self.watchdog:
                     self._notifier.send("WATCHDOG=1")
             self.pipeline.tick(self.feeds, now)
             for annunciator in self.annunciators:

@@ -20,6 +20,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cryptography": (
         "edge_agent/buffer/keys.py",
         "edge_agent/buffer/seal.py",
+        "edge_agent/certificates.py",
         "models_tflite/bundle.py",
         "models_tflite/training/train.py",
     ),
@@ -30,7 +31,12 @@ DOORS: dict[str, tuple[str, ...]] = {
     "confluent_kafka": ("cloud_sync/sinks/kafka", "cloud_sync/embedded.py"),
     "fastavro": ("cloud_sync/avro.py",),
     "httpx": ("cloud_sync/registry.py", "cloud_sync/sinks/rest.py"),
-    "gpiod": ("edge_agent/gpio_chips.py", "edge_agent/annunciators/gpio.py", "edge_agent/button.py"),
+    "gpiod": (
+        "edge_agent/gpio_chips.py",
+        "edge_agent/annunciators/gpio.py",
+        "edge_agent/button.py",
+        "edge_agent/last_gasp.py",
+    ),
     "matplotlib": ("edge_agent/burden/plot.py", "models_tflite/training/"),
     "pyarrow": ("edge_agent/burden/", "models_tflite/training/"),
     "numpy": ("models_tflite/", "edge_agent/risk/"),
