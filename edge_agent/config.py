@@ -6,6 +6,7 @@ it names the files or systemd credentials that hold them. Every key is documente
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -147,6 +148,38 @@ class Model(Section):
     deadline_s: float = Field(default=5.0, ge=0.1, le=60)  # for one answer; beyond it the model is at fault
 
 
+class Metrics(Section):
+    """The port for Prometheus; without `listen` there is none."""
+
+    listen: str = ""  # address:port, of this machine's loopback
+    allow_remote: bool = False  # whether another address than the loopback's may be named
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Address and port to listen on."""
+        host, _, port = self.listen.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        return "127.0.0.1" if host == "localhost" else host, int(port)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Metrics:
+        if not self.listen:
+            return self
+        try:
+            host, port = self.address
+            address = ipaddress.ip_address(host)
+        except ValueError as error:
+            raise ValueError('write an address and a port, for example "127.0.0.1:9464" or "[::1]:9464"') from error
+        if not 0 <= port <= 65535:
+            raise ValueError(f"{port} is no port, a port is 1 to 65535")
+        if not address.is_loopback and not self.allow_remote:
+            raise ValueError(
+                f"{host} can be reached from the network, and this port asks nobody who he is: write 127.0.0.1 and let"
+                " a proxy with certificates pass it on, or set allow_remote = true where a firewall guards it"
+            )
+        return self
+
+
 class Buffer(Section):
     """Size and rhythm of the sealed buffer."""
 
@@ -180,6 +213,7 @@ class Config(Section):
     alarms: Alarms = Alarms()
     scores: Scores = Scores()
     model: Model | None = None
+    metrics: Metrics = Metrics()
     buffer: Buffer = Buffer()
     privacy: Privacy = Privacy()
     cloud: Cloud = Cloud()
