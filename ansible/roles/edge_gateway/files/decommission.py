@@ -1,0 +1,124 @@
+"""The end of a gateway: `farewell` tells what it holds, `erase` stops it, destroys its keys, and removes the rest.
+
+Standard library alone, as gateway.py beside it: parameters as JSON on standard input, one JSON object as the answer.
+Keys go first and are overwritten where they lie: cut off after that, nothing that stays is readable, and the next call
+removes it. A flash card may keep old copies of what is overwritten where no program can reach; the sealed key is worth
+nothing without the secret of its host, which goes too, and `fstrim` tells the card that the blocks are free.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+OPT, ETC, DATA = Path("/opt/bedside-edge"), Path("/etc/edge-agent"), Path("/var/lib/edge-agent")
+CONFIG, PKI = ETC / "edge-agent.toml", ETC / "pki"
+STORE, HOST_SECRET = Path("/etc/credstore.encrypted"), Path("/var/lib/systemd/credential.secret")
+AGENT, FORWARDER = "edge-agent.service", "cloud-sync.service"
+
+Answer = dict[str, object]
+
+
+def run(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """What a program gave, as bytes."""
+    return subprocess.run(words, input=stdin, capture_output=True, check=False)
+
+
+def destroy(path: Path) -> bool:
+    """Overwrite a file where it lies and remove it; whether there was one."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("r+b") as file:
+        file.write(secrets.token_bytes(max(path.stat().st_size, 1)))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+    return True
+
+
+def farewell(_wanted: Answer) -> Answer:
+    """What a gateway holds before it is erased: records that nobody has fetched, key, certificate, release."""
+    python = OPT / "current/.venv/bin/python"
+    pending: object = None
+    agent = OPT / "current/.venv/bin/edge-agent"
+    if agent.exists() and DATA.is_dir():
+        done = run(str(agent), "buffer", "stats", "--json", "--config", str(CONFIG))
+        pending = json.loads(done.stdout) if done.stdout.startswith(b"{") else None
+    captures: list[str] = []
+    if python.exists() and CONFIG.exists():
+        done = run(str(python), "-c", _CAPTURES, str(CONFIG))
+        captures = json.loads(done.stdout) if done.returncode == 0 else []
+    pem = PKI / "client.pem"
+    serial = run("openssl", "x509", "-in", str(pem), "-noout", "-serial").stdout.decode() if pem.exists() else ""
+    return {
+        "changed": False,
+        "release": os.path.basename(os.readlink(OPT / "current")) if (OPT / "current").is_symlink() else "",
+        "serial": serial.strip().partition("=")[2],
+        "buffer": pending,
+        "captures": captures,
+        "present": DATA.exists() or ETC.exists() or OPT.exists(),
+    }
+
+
+_CAPTURES = """import json, sys, tomllib
+from pathlib import Path
+file = Path(sys.argv[1])
+rows = tomllib.loads(file.read_text())
+found = [row["capture"] for row in rows.get("source", []) if "capture" in row]
+found += [row["path"] for row in rows.get("annunciator", []) if "path" in row]
+print(json.dumps([str(file.parent / path) for path in found]))
+"""
+
+
+def erase(wanted: Answer) -> Answer:
+    """Stop everything, destroy the keys, then remove what they opened."""
+    services = ["bedside-edge.target", FORWARDER, AGENT, "edge-agent-last-gasp.service", "edge-agent-rotate.service"]
+    run("systemctl", "disable", "--now", *services)
+    run("systemctl", "stop", *services)
+    did = [str(path) for path in _keys(wanted["credentials"]) if destroy(path)]
+    for capture in wanted["captures"]:
+        if destroy(Path(capture)):
+            did.append(capture)
+    for folder in (DATA, Path("/var/lib/cloud-sync"), PKI, ETC, OPT):
+        if folder.exists():
+            shutil.rmtree(folder)
+            did.append(str(folder))
+    for pattern in wanted["files"]:
+        for path in sorted(Path("/").glob(pattern.lstrip("/"))):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            did.append(str(path))
+    run("systemctl", "daemon-reload")
+    run("systemctl", "reset-failed")
+    for user in wanted["users"]:
+        if run("getent", "passwd", user).returncode == 0:
+            run("userdel", user)
+            did.append(f"user {user}")
+    for group in wanted["groups"]:
+        if run("getent", "group", group).returncode == 0:
+            run("groupdel", group)
+            did.append(f"group {group}")
+    run("journalctl", "--rotate")
+    trimmed = run("fstrim", "/").returncode == 0  # tells a flash card that the old blocks are free
+    return {"changed": bool(did), "did": did, "trimmed": trimmed}
+
+
+def _keys(names: list[str]) -> list[Path]:
+    """Every file that opens something, the most valuable first; the host's secret unless it opens other things, too."""
+    stored = sorted(STORE.glob("*")) if STORE.is_dir() else []
+    own = [path for path in stored if path.name in names or path.name.startswith("edge-agent.")]
+    own += [path for path in sorted(ETC.rglob("*")) if path.name == "client.key" or path.name.startswith("kek")]
+    return own if set(stored) - set(own) else [*own, HOST_SECRET]
+
+
+def main() -> int:
+    """Exit code of one call."""
+    way = {"farewell": farewell, "erase": erase}[sys.argv[1]]
+    sys.stdout.write(json.dumps(way(json.load(sys.stdin))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
