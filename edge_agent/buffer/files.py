@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import time
 from pathlib import Path
 
@@ -73,11 +74,30 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def mode(folder: Path) -> int:
+    """The mode of files in the folder: 0640 where its set-group-ID bit shares them with its group, else 0600."""
+    return 0o640 if folder.stat().st_mode & stat.S_ISGID else 0o600
+
+
 def create_private(path: Path) -> None:
-    """Makes an empty file of mode 0600 in place of any older one; SQLite gives its log the same mode."""
+    """Makes an empty file, as private as its folder says, in place of any older one; SQLite's log gets the same."""
     for suffix in ("", *_COMPANIONS):  # an older attempt's log would be replayed into the new file
         beside(path, suffix).unlink(missing_ok=True)
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.fchmod(descriptor, mode(path.parent))  # whatever the umask is
+    finally:
+        os.close(descriptor)
+
+
+def adapt(path: Path) -> None:
+    """Gives a database from before its folder was shared, or after, and what lies beside it the mode it has now."""
+    wanted = mode(path.parent)
+    for suffix in ("", *_COMPANIONS):
+        with contextlib.suppress(FileNotFoundError):
+            one = beside(path, suffix)
+            if stat.S_IMODE(one.stat().st_mode) != wanted:
+                one.chmod(wanted)
 
 
 def write_durable(path: Path, data: bytes) -> None:

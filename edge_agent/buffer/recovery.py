@@ -77,6 +77,7 @@ def open_store(
             files.adopt(path)
     elif suspect:
         finding = _replace(path, stream, kek, gateway, clock, suspect, below)
+    files.adapt(path)
     try:
         store = Store(path, stream, kek, clock)
     except WrongKey as error:
