@@ -78,7 +78,7 @@ def _sources(partial: Path, build: Path, version: str) -> None:
     name = f"linux-source-{'.'.join(version.split('.')[:2])}"
     package = _fetch(partial, name, version)
     members = " ".join(f"{name}/{source}" for source in _SOURCES)
-    # tar ends when it has all members, so that the programs before it end with a broken pipe: only its own status counts
+    # tar ends when it has all members, and the programs before it with a broken pipe: only its own status counts
     _run(
         "sh", "-c",
         f"dpkg-deb --fsys-tarfile {package} | tar -xO ./usr/src/{name}.tar.xz"

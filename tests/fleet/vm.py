@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.fleet import image, kernel_modules
 
@@ -64,9 +64,8 @@ class Emulated:
         self.folder = folder
         self.key = folder / "id_ed25519"
         self.disk = folder / "disk.raw"
-        self.usb_serial = folder / "serial.sock"
         self.boot_s = 0.0  # of the last boot, until SSH answered
-        self.ports: dict[int, int] = {port: 0 for port in (22, *forwards)}
+        self.ports: dict[int, int] = dict.fromkeys((22, *forwards), 0)
         self._prepare = prepare
         self._process: subprocess.Popen[bytes] | None = None
         # paths of Unix sockets are short; a folder of pytest's may not be
@@ -96,8 +95,9 @@ class Emulated:
             with self.disk.open("wb") as disk:
                 disk.truncate(DISK_GB << 30)
             # no lazy initialisation: the guest would do it, slowly, while it is being tested
+            whole = "lazy_itable_init=0,lazy_journal_init=0"
             _call(
-                "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", str(root), str(self.disk)
+                "mkfs.ext4", "-q", "-F", "-E", whole, "-d", str(root), str(self.disk)
             )
 
     def _furnish(self, root: Path) -> None:
@@ -190,22 +190,40 @@ class Emulated:
             raise AssertionError(f"{error}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}\n{journal}") from None
         return done.stdout
 
-    def put(self, source: Path, inside: str) -> None:
-        """Copies a file, or a folder's content, into the guest at that path."""
-        folder, name = (source, ".") if source.is_dir() else (source.parent, source.name)
-        target = inside if source.is_dir() else f"$(mktemp -d -p /var/tmp put.XXXX)"
-        move = "" if source.is_dir() else f" && mkdir -p $(dirname {inside}) && mv $d/{name} {inside} && rmdir $d"
-        with subprocess.Popen(["tar", "-C", str(folder), "-c", name], stdout=subprocess.PIPE) as tar:
-            subprocess.run(
-                [*self.ssh_command(), "root@127.0.0.1", f"d={target}; mkdir -p $d && tar -x -C $d{move}"],
-                stdin=tar.stdout, check=True, timeout=300,
-            )  # fmt: skip
+    @contextlib.contextmanager
+    def stream(self, command: str) -> Iterator[IO[str]]:
+        """What a shell command in the guest prints, as it comes; its input ends with the with-block, and so must it."""
+        command_line = [*self.ssh_command(), "root@127.0.0.1", command]
+        with subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                yield process.stdout
+            finally:
+                process.stdin.close()
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+    def put(self, text: str, inside: str) -> None:
+        """Writes a file in the guest."""
+        self.run(f"cat > {inside}", stdin=text)
 
     def get(self, inside: str) -> bytes:
         """A file of the guest."""
         return subprocess.run(
             [*self.ssh_command(), "root@127.0.0.1", f"cat {inside}"], capture_output=True, check=True, timeout=300
         ).stdout
+
+    def socket(self, inside: str) -> Path:
+        """A socket here that leads to one in the guest, through SSH: whoever uses it is root there."""
+        here = self._sockets / Path(inside).name
+        if not here.exists():
+            forward = f"{here}:{inside}"
+            subprocess.run(
+                [*self.ssh_command(), "-O", "forward", "-L", forward, "root@127.0.0.1"], check=True, capture_output=True
+            )
+        return here
 
     def qmp(self, command: str, **arguments: object) -> Any:
         """What QEMU answers to a command of its control protocol. Raises: AssertionError when it refuses."""
@@ -236,8 +254,8 @@ class Emulated:
         if process is not None:
             os.kill(process.pid, signal.SIGKILL)
             process.wait(30)
-        for name in ("qmp", "serial"):
-            (self._sockets / name).unlink(missing_ok=True)
+        for path in self._sockets.iterdir():
+            path.unlink()
 
     def close(self) -> None:
         """Powers off, without asking the guest, and removes the disk."""

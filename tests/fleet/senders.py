@@ -1,0 +1,83 @@
+"""Monitors outside the emulated machine, which see its gateway as on a ward's network."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+DEADLINE_S = 60.0
+
+
+def oru(control: str, location: str, spo2: int) -> bytes:
+    """A framed HL7 message with one SpO2 value for the bed at this location."""
+    now = time.strftime("%Y%m%d%H%M%S+0000", time.gmtime())
+    segments = (
+        f"MSH|^~\\&|MON|WARD|GATEWAY|HOSPITAL|{now}||ORU^R01^ORU_R01|{control}|P|2.6",
+        "PID|||TEST",
+        f"PV1||I|{location}",
+        f"OBR|1|||V|||{now}",
+        f"OBX|1|NM|150456^MDC_PULS_OXIM_SAT_O2^MDC||{spo2}|262688^MDC_DIM_PERCENT^MDC|||||R",
+    )
+    return b"\x0b" + "".join(f"{segment}\r" for segment in segments).encode() + b"\x1c\r"
+
+
+class Monitor:
+    """One monitor: sends its SpO2 every `every_s` seconds, each message after the acknowledgement of the one before.
+
+    Its control identifiers are `name` and a number; `acknowledged` holds those that were answered with AA.
+    """
+
+    def __init__(self, port: int, location: str, *, name: str = "M", every_s: float = 1.0) -> None:
+        self.acknowledged: list[str] = []
+        self.refused: list[str] = []
+        self._port, self._location, self._name, self._every_s = port, location, name, every_s
+        self._spo2 = 97
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._sent = 0
+        self._thread = threading.Thread(target=self._run, name=f"monitor {name}")
+
+    def __enter__(self) -> Monitor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(DEADLINE_S)
+
+    def spo2(self, value: int) -> None:
+        """Measures this from now on, and sends it at once."""
+        with self._changed:
+            self._spo2 = value
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        """Until stopped, or until the gateway is no more."""
+        while not self._stopping:
+            try:
+                self._converse()
+            except OSError:
+                time.sleep(0.2)
+
+    def _converse(self) -> None:
+        with socket.create_connection(("127.0.0.1", self._port), 5) as line:
+            line.settimeout(DEADLINE_S)
+            answers = line.makefile("rb")
+            while not self._stopping:
+                self._sent += 1
+                control = f"{self._name}-{self._sent}"
+                line.sendall(oru(control, self._location, self._spo2))
+                answer = b""
+                while not answer.endswith(b"\x1c\r"):
+                    piece = answers.read1(4096)
+                    if not piece:
+                        raise ConnectionError
+                    answer += piece
+                text = answer.decode()
+                (self.acknowledged if f"MSA|AA|{control}" in text else self.refused).append(control)
+                if self._every_s:
+                    with self._changed:
+                        self._changed.wait(self._every_s)

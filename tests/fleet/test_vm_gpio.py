@@ -1,0 +1,141 @@
+"""Buzzer, lights, button and last gasp through the kernel's GPIO device: gpio-sim in the emulated machine.
+
+The pulses are those of the specification that docs/alarms.md repeats, in milliseconds from the burst's first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.fleet.emulated_gateway import BOARD_LINES, CHIP, PERIPHERAL, Gateway
+from tests.fleet.senders import Monitor
+
+BUZZER, RED, YELLOW, CYAN, HEARTBEAT, BUTTON = 17, 22, 23, 24, 25, 27
+HIGH_BURST = (0, 250, 500, 1000, 1250, 2100, 2350, 2600, 3100, 3350)
+LATE_MS = 60  # an emulated processor that other work interrupts; pulses of HIGH are 100 ms apart
+DEADLINE_S = 60.0
+TABLES = (
+    '[[bed]]\nid = "ICU-1"\npreset = "immediate"\nlocation = "ICU^^1"',
+    '[[source]]\nname = "monitor"\ndriver = "hl7"\nlink = "mllp-listen://0.0.0.0:2575"',
+    f'[[annunciator]]\nkind = "gpio"\nchip = "{CHIP}"\nbuzzer = {BUZZER}\nred = {RED}\nyellow = {YELLOW}\n'
+    f"cyan = {CYAN}\nheartbeat = {HEARTBEAT}",
+    f'[[button]]\nchip = "{CHIP}"\nline = {BUTTON}',
+)
+Change = tuple[float, int]  # when, in ms, and to which level
+
+
+class Watched:
+    """Changes of the lines while `watching` lasts."""
+
+    def __init__(self) -> None:
+        self.changes: dict[int, list[Change]] = {}
+
+    def pulses(self, line: int) -> list[tuple[float, float]]:
+        """Start and end of each pulse of a line, in ms, that began and ended while it was watched."""
+        changes = self.changes.get(line, [])
+        return [
+            (start, end)
+            for (start, up), (end, down) in zip(changes, changes[1:], strict=False)
+            if up and not down
+        ]  # fmt: skip
+
+
+@contextmanager
+def watching(gateway: Gateway) -> Iterator[Watched]:
+    """Looks at all lines in the guest meanwhile; what changed is there afterwards, and as it comes."""
+    watched = Watched()
+    lines = " ".join(str(line) for line in (BUZZER, RED, YELLOW, CYAN, HEARTBEAT))
+    with gateway.machine.stream(f"exec python3 -S -E /{PERIPHERAL}/line_watch.py {BOARD_LINES} {lines}") as output:
+        first = output.readline().split()
+
+        def follow() -> None:
+            fields = first
+            while len(fields) == 3:
+                at, line, level = fields
+                watched.changes.setdefault(int(line), []).append((float(at), int(level)))
+                fields = output.readline().split()
+
+        reader = threading.Thread(target=follow)
+        reader.start()
+        yield watched
+    reader.join(DEADLINE_S)
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = DEADLINE_S) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come within {seconds:.0f} s"
+        time.sleep(0.2)
+
+
+def level(gateway: Gateway, line: int) -> int:
+    return int(gateway.machine.run(f"cat {BOARD_LINES}/sim_gpio{line}/value").stdout)
+
+
+def press(gateway: Gateway, seconds: float) -> None:
+    """The button connects its line to ground for so long."""
+    pull = f"{BOARD_LINES}/sim_gpio{BUTTON}/pull"
+    gateway.machine.run(f"echo pull-down > {pull}; sleep {seconds}; echo pull-up > {pull}")
+
+
+def alarm(gateway: Gateway) -> dict[str, object]:
+    """The bed's alarm of SpO2; empty while there is none."""
+    found = [each for each in gateway.status()["beds"][0]["alarms"] if each["condition"] == "spo2_low"]
+    return found[0] if found else {}
+
+
+@pytest.fixture(scope="module")
+def gateway(emulated: Gateway) -> Gateway:
+    emulated.configure(*TABLES)
+    return emulated
+
+
+@pytest.fixture
+def monitor(gateway: Gateway) -> Iterator[Monitor]:
+    with Monitor(gateway.machine.ports[2575], "ICU^^1") as monitor:
+        monitor.spo2(97)
+        until(lambda: not gateway.status()["gateway_alarms"] and not alarm(gateway), "a quiet gateway")
+        yield monitor
+
+
+def test_an_alarm_flashes_red_and_sounds_the_burst_of_high_and_both_end_with_it(
+    gateway: Gateway, monitor: Monitor
+) -> None:
+    with watching(gateway) as lines:
+        monitor.spo2(84)
+        # a burst takes 3.5 s and pauses 7 s
+        until(lambda: len(lines.pulses(BUZZER)) > len(HIGH_BURST), "a burst and the first pulse of the next")
+        monitor.spo2(97)
+        until(lambda: not alarm(gateway), "the end of the alarm")
+    bursts = lines.pulses(BUZZER)[: len(HIGH_BURST)]
+    for (start, end), wanted in zip(bursts, HIGH_BURST, strict=True):
+        assert abs(start - bursts[0][0] - wanted) < LATE_MS, bursts
+        assert abs(end - start - 150) < LATE_MS, bursts
+    flashes = lines.pulses(RED)
+    assert len(flashes) >= 10
+    starts = [start for start, _ in flashes]
+    assert all(abs(later - earlier - 500) < LATE_MS for earlier, later in zip(starts, starts[1:], strict=False)), starts
+    assert not lines.pulses(YELLOW) and not lines.pulses(CYAN)
+    until(lambda: not any(level(gateway, line) for line in (BUZZER, RED, YELLOW, CYAN)), "dark and silent lines")
+
+
+def test_a_short_press_acknowledges_and_a_long_one_pauses(gateway: Gateway, monitor: Monitor) -> None:
+    monitor.spo2(84)
+    until(lambda: alarm(gateway).get("audible"), "an alarm that sounds")
+    press(gateway, 0.3)
+    until(lambda: alarm(gateway).get("state") == "Acknowledged", "the acknowledgement")
+    until(lambda: level(gateway, BUZZER) == 0, "silence")
+    assert not alarm(gateway)["audible"]
+    with watching(gateway) as lines:
+        until(lambda: len(lines.pulses(RED)) > 4, "the light of an acknowledged alarm")
+    assert not lines.pulses(BUZZER)
+    press(gateway, 3)
+    until(lambda: gateway.status()["beds"][0]["alarm"]["inactivation"], "the pause of audio")
+    assert gateway.status()["beds"][0]["alarm"]["inactivation"]["state"] == "audio_paused"
+    press(gateway, 3)
+    until(lambda: not gateway.status()["beds"][0]["alarm"]["inactivation"], "the end of the pause")
