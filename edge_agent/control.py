@@ -49,6 +49,7 @@ OPERATIONS: dict[str, str] = {
     "admit": "biomed",
     "discharge": "biomed",
     "self_test": "biomed",
+    "announce": "biomed",
 }
 UNTOLD = frozenset({"op", "patient_id", "age", "sex"})  # who was admitted stands in the patient's own record
 READ_ONLY = frozenset({"status", "subscribe", "metrics", "limits"})

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edge_agent import NOTICE, __version__, terms
+from edge_agent import NOTICE, __version__, metrics, terms
+from edge_agent.announcement import Announcement, NotNow
 from edge_agent.control import Operation, Refused
-from edge_agent.exposition import cloud, family
 from edge_agent.limits import Limits, Unchangeable
 from edge_agent.pipeline import GATEWAY
-from edge_agent.presets import PRIORITIES
 from edge_agent.records import DeviceStatus, Inactivation
 from edge_agent.risk import OLDEST, SEXES
 from edge_agent.scoring import ENTRIES
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 
 # Of what operators do, that which is not an alarm event already; refused attempts are logged whatever they wanted.
-LOGGED = frozenset({"admit", "discharge", "observe", "self_test", "short", "long"})
+LOGGED = frozenset({"admit", "discharge", "observe", "self_test", "short", "long", "announce"})
 
 
 class Operations:
@@ -31,6 +29,7 @@ class Operations:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._announcement = Announcement()
 
     def table(self) -> dict[str, Operation]:
         """Operation by name, as the control server wants it."""
@@ -51,6 +50,7 @@ class Operations:
             "admit": self.admit,
             "discharge": self.discharge,
             "self_test": self.self_test,
+            "announce": self.announce,
         }
 
     def audit(self, operator: str, op: str, detail: str) -> None:
@@ -187,6 +187,17 @@ class Operations:
             "sources": {name: feed.state for name, feed in agent.feeds.items()},
         }
 
+    def announce(self, request: Mapping[str, Any], _operator: str) -> Mapping[str, Any]:
+        """Say that the alarm system is about to restart for an update; refused while somebody needs it."""
+        active = self._agent.pipeline.alarms.active()
+        try:
+            text = self._announcement.make(
+                _text(request, "version"), active, request.get("now") is True, time.monotonic_ns()
+            )
+        except NotNow as error:
+            raise Refused(str(error)) from error
+        return {"text": text}
+
     def pressed(self, bed: str, press: str) -> None:
         """A press of a bedside button: short acknowledges; long pauses audio, or ends what holds the bed back."""
         request = {"bed": bed} if bed else {}
@@ -231,6 +242,7 @@ class Operations:
             "instance": agent.run_id,
             "uptime_s": round((now - agent.started_ns) / 1e9, 1),
             "notice": NOTICE,
+            "announcement": self._announcement.view(now),
             "beds": [self._bed_status(bed.id, now, trends=trends) for bed in agent.config.bed],
             "gateway_alarm": gateway,
             "gateway_alarms": alarms,
@@ -308,52 +320,7 @@ class Operations:
 
     def metrics(self) -> str:
         """Counters in Prometheus text format (version 0.0.4)."""
-        agent = self._agent
-        lines: list[str] = []
-        for figure, text in (
-            ("items", "Observations, alarms and other items that a source has given."),
-            ("rejects", "Messages or frames of a source that could not be understood."),
-        ):
-            samples = [({"source": name}, getattr(feed, figure)) for name, feed in agent.feeds.items()]
-            lines += family(f"edge_agent_{figure}_total", "counter", text, samples)
-        figures = [
-            ({"figure": key}, value)
-            for key, value in self._buffer().items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        ]
-        lines += family("edge_agent_buffer", "gauge", "Figures of the sealed buffer, as in the status.", figures)
-        latency = agent.latency.view()
-        quantiles = [
-            ({"quantile": quantile}, seconds / 1e6)
-            for quantile, key in (("0.5", "p50_us"), ("0.99", "p99_us"))
-            if (seconds := latency[key]) is not None
-        ]
-        text = "Time from the last byte of a value to the hand-over of its alarm."
-        lines += family("edge_agent_alarm_latency_seconds", "gauge", text, quantiles)
-        lines += family("edge_agent_faults", "gauge", "Technical faults that are present.", [({}, len(agent.faults))])
-        lines += self._alarm_metrics()
-        if agent.risk is not None:
-            for name, kind, text, samples in agent.risk.metrics():
-                lines += family(name, kind, text, samples)
-        lines += cloud(agent.cloud)
-        return "\n".join(lines) + "\n"
-
-    def _alarm_metrics(self) -> list[str]:
-        """Alarms that are not Off by bed and priority, and entries that the alarm log has not yet on the disk."""
-        agent = self._agent
-        counts: Counter[tuple[str, str]] = Counter(
-            (bed, event.priority) for bed, event in agent.pipeline.alarms.active()
-        )
-        found = [
-            ({"bed": bed, "priority": priority}, counts[bed, priority])
-            for bed in (*agent.pipeline.beds.ids, GATEWAY)
-            for priority in PRIORITIES
-        ]
-        lines = family("edge_agent_alarms", "gauge", "Alarms that are not over, by bed and priority.", found)
-        if agent.log is not None:
-            text = "Entries of the alarm log that are not on the disk yet."
-            lines += family("edge_agent_alarm_log_waiting", "gauge", text, [({}, agent.log.waiting())])
-        return lines
+        return metrics.text(self._agent)
 
 
 def _text(request: Mapping[str, Any], key: str) -> str:

@@ -6,7 +6,7 @@ take the richest of three forms that fits them all: a card with a trend for each
 When not even one line a bed fits, the beds with the highest alarms stay and a line tells how many do not.
 
 Keys of `status` that may be missing: `trends`, `limits`, `limits_off`, `preset_changed`, `scores`, `entered` and
-`risk` of a bed, `max_age_s` of a value, `buttons`.
+`risk` of a bed, `max_age_s` of a value, `buttons`, `announcement`.
 """
 
 from __future__ import annotations
@@ -110,8 +110,10 @@ def plain_line(status: Status) -> str:
     buffer = status.get("buffer") or {}
     cloud = status.get("cloud")
     forwarded = f"{cloud['state']} forwarded {_forwarded(cloud)}" if cloud else "off"
+    announcement = status.get("announcement")
+    said = f"{clean(announcement['text'])} | " if announcement else ""
     return (
-        f"beds {len(status.get('beds', ()))} | alarms: {'; '.join(alarms) or 'none'} | "
+        f"{said}beds {len(status.get('beds', ()))} | alarms: {'; '.join(alarms) or 'none'} | "
         f"{f'scores: {scores} | ' if scores else ''}{links} | "
         f"latency {_latency(status)} | buffered {buffer.get('stored', 0)} pending {buffer.get('pending', 0)} | "
         f"cloud {forwarded}"
@@ -174,7 +176,7 @@ def once(
 def _frame(status: Status, width: int, height: int, only: str | None, glyphs: Glyphs) -> list[Text]:
     said = [cut(Text(clean(line)), width) for line in status.get("notes", ())]  # of a caller, such as the demo
     notice = [*said[-max(1, height // 3) :], *_notice(str(status.get("notice", "")), width, max(1, height // 8))]
-    top = [_title(status, width), *_gateway(status, width, max(1, height // 5))]
+    top = [_title(status, width), *_announced(status, width), *_gateway(status, width, max(1, height // 5))]
     faults = _faults(status, width, max(1, height // 8))
     short = [*faults, _summary(status, width)]
     full = [Text("─" * width if glyphs is BLOCKS else "-" * width, style="dim"), *_whole_footer(status, width)]
@@ -327,6 +329,12 @@ def _notice(text: str, width: int, most: int) -> list[Text]:
         critical = [part for part in re.split(r"(?<=\.) ", clean(text)) if _CRITICAL in part]
         lines = textwrap.wrap(" ".join(critical), width)[:most] if critical else lines[:most]
     return [Text(line, style="bold") for line in lines]
+
+
+def _announced(status: Status, width: int) -> list[Text]:
+    """The line that says that the alarm system is about to restart, when it is."""
+    announcement = status.get("announcement")
+    return [cut(Text(clean(announcement["text"]), style=_FAULT), width)] if announcement else []
 
 
 def _gateway(status: Status, width: int, most: int) -> list[Text]:

@@ -166,6 +166,8 @@ def run_status(client: ControlClient, arguments: argparse.Namespace) -> int:
 def text_of(status: Mapping[str, Any]) -> str:
     """The status as lines of text, without colour, for scripts, logs and narrow terminals."""
     lines = [NOTICE, f"gateway {status['gateway']}, up {status['uptime_s']:.0f} s, version {status['version']}"]
+    if status.get("announcement"):
+        lines.append(status["announcement"]["text"])
     for bed in status["beds"]:
         alarm = bed["alarm"]
         paused = f", {alarm['inactivation']['state']}" if alarm["inactivation"] else ""
