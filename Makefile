@@ -7,7 +7,7 @@ SEED ?= 1
 OUT ?= models_tflite/bundles
 SECONDS ?=
 
-.PHONY: setup demo test lint bench lock clean kafka mutants torture train test-training test-fleet
+.PHONY: setup demo test lint bench lock clean kafka mutants torture train test-training test-fleet sbom soup audit test-arm64
 
 setup: .venv/.ready
 
@@ -72,6 +72,23 @@ test-training: .venv-training/.ready
 # machines that boot, in containers and emulated: as root, about 25 minutes; what they boot is cached in ~/.cache/bedside-edge
 test-fleet: setup .venv-fleet/.ready
 	$(BIN)/pytest tests/fleet --timeout 1800 --junitxml=.cache/fleet.xml
+
+# what a gateway is made of: bill of materials in dist/, docs/licences.md, docs/soup.md; fails on a licence that is not allowed
+sbom: setup .venv-fleet/.ready
+	$(FLEET)/python -m supply.licences --write
+	$(BIN)/python -m supply.soup --write
+	$(FLEET)/python -m supply.sbom
+
+soup: setup
+	$(BIN)/python -m supply.soup --write
+
+# known holes in what a gateway installs; exit status 3 where the advisories cannot be had, 0 with AUDIT=--tell
+audit: .venv-fleet/.ready
+	$(FLEET)/python -m supply.audit $(AUDIT)
+
+# every night: an arm64 system, emulated; as root, about 10 minutes
+test-arm64: setup
+	$(BIN)/pytest tests/fleet/nightly_arm64.py --timeout 3600 --junitxml=.cache/arm64.xml
 
 bench: setup kafka
 	$(BIN)/python -m bench
