@@ -113,6 +113,8 @@ def _commit(checkout: Path, dirty: bool) -> str:
     """The commit that is built. Raises: Stop when the checkout has other files than it."""
     git = ["git", "-C", str(checkout)]
     done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if done.returncode and dirty:
+        return "none"
     if done.returncode:
         raise Stop(MACHINE, f"{checkout}: is no git checkout", "name one with --source")
     changed = subprocess.run(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 AGENT, FORWARDER, TARGET = "edge-agent.service", "cloud-sync.service", "bedside-edge.target"
-ARMED_S = 20.0  # a Pi starts the agent in a fraction of it; one that takes longer is no release to stay with
+BESIDE = (FORWARDER, "bedside-edge-clock.service")  # restarted with the agent where they run
 SETTLED_S = 5.0  # the watchdog, the outputs' loop-back and supervision have all spoken once by then
 REPLY_S = 5.0
 # Technical conditions of the gateway that a release can be the cause of; a cable or a network is not one of them.
@@ -60,9 +60,8 @@ class Folders:
         folder, _, last = name.rpartition("/")
         if name.endswith(".rules"):
             return self.etc / "udev/rules.d" / last
-        for kind in ("tmpfiles.d", "sysusers.d"):
-            if folder == kind or last.endswith(f".{kind.removesuffix('.d')}.conf"):
-                return self.etc / kind / last
+        if folder in ("tmpfiles.d", "sysusers.d", "modules-load.d"):
+            return self.etc / name
         if folder.endswith(".d") and folder.removesuffix(".d").endswith(UNITS):
             return self.etc / "systemd/system" / name
         return self.etc / "systemd/system" / last if last.endswith(UNITS) else None
@@ -110,21 +109,25 @@ class Services:
 
     def reload(self) -> None:
         """Let systemd, udev, sysusers and tmpfiles see what has changed."""
+        name = "bedside-edge.conf"
         for command in (
-            ["systemd-sysusers"], ["systemd-tmpfiles", "--create", "--prefix=/run", "--prefix=/var/lib"],
-            ["systemctl", "daemon-reload"], ["udevadm", "control", "--reload"],
+            ["systemd-sysusers", name], ["systemd-tmpfiles", "--create", name], ["systemctl", "daemon-reload"],
+            ["udevadm", "control", "--reload"],
         ):  # fmt: skip
             if shutil.which(command[0]):
                 subprocess.run(command, capture_output=True, timeout=60, check=False)
 
-    def enable(self, units: list[str]) -> None:
-        """Start these at every boot from now on."""
-        self._ask("enable", *units)
+    def enable(self) -> None:
+        """Start the gateway's services at every boot from now on."""
+        self._ask("enable", TARGET, AGENT, FORWARDER)
 
-    def restart(self, unit: str, *, if_active: bool = False) -> None:
-        """Ask for a restart and return at once; what became of it is asked with `show`."""
-        self._ask("reset-failed", unit)
-        self._ask("--no-block", "try-restart" if if_active else "restart", unit)
+    def restart(self, *, first: bool) -> None:
+        """Ask for a restart of the agent, then of what runs beside it; for the `first` time for all of the gateway."""
+        self._ask("reset-failed", AGENT, *BESIDE)
+        self._ask("--no-block", "restart", AGENT)
+        if first:
+            self._ask("--no-block", "start", TARGET)
+        self._ask("--no-block", "try-restart", *BESIDE)
 
     def show(self, unit: str) -> dict[str, str]:
         """What systemd says of a unit."""
@@ -180,7 +183,6 @@ def health(
     `before` is the last status of the release before it: faults that were there already are nobody's.
     """
     end, since = clock() + health_s, None
-    limit = clock() + min(ARMED_S, health_s)
     known = own_faults(before)
     while True:
         why = _unwell(services, path, version, known, forwarder)
@@ -194,7 +196,7 @@ def health(
         state = services.show(AGENT)
         if int(state.get("NRestarts") or 0) or state.get("ActiveState") == "failed":
             return f"{AGENT} ended by itself ({state.get('Result')}): journalctl -u {AGENT}"
-        if since is None and now >= (limit if state.get("ActiveState") != "active" else end):
+        if since is None and now >= end:
             return why
         sleep(0.1)
 

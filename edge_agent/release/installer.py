@@ -200,16 +200,15 @@ class Installer:
             self.say(f"{version} is in {folders.base}, for the image's first boot")
             return
         services.reload()
-        units = folders.releases / version / "systemd"
         if not present:
-            services.enable([TARGET] if (units / TARGET).exists() else [AGENT, FORWARDER])
+            services.enable()
         if not running and (not start or not folders.config.exists()):
             self._settle()
             self.say(f"{version} is installed; start it with `systemctl start {TARGET}`"
                      f"{'' if folders.config.exists() else f' when {folders.config} is there'}")  # fmt: skip
             return
         self.step("restart")
-        self._restart()
+        services.restart(first=not running)
         why = health(services, self.socket, version, before, health_s, forwarder)
         self.step("judged")
         if not why:
@@ -222,7 +221,7 @@ class Installer:
         self.say(f"{version} is not well: {why}\n  going back to {present}")
         self._undo()
         services.reload()
-        self._restart()
+        services.restart(first=False)
         worse = health(services, self.socket, present, before, health_s, forwarder)
         if worse:
             what = f"{version} is not well ({why}), and {present}, now in force again, is not either: {worse}"
@@ -330,10 +329,6 @@ class Installer:
                 folders.previous.unlink(missing_ok=True)
         self._settle()
         return True
-
-    def _restart(self) -> None:
-        self.services.restart(AGENT)
-        self.services.restart(FORWARDER, if_active=True)
 
     def _down(self) -> str:
         """For how long the alarm path was away, in systemd's own words: from the order to stop to READY."""

@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,3 +78,39 @@ def wheels() -> Path:
     )  # fmt: skip
     partial.rename(target)
     return target
+
+
+def bundle(version: str, change: Callable[[Path], None] | None = None, name: str = "") -> Path:
+    """A signed release bundle of this tree under that version; `.sig`, installer.pyz and release.pub lie beside it.
+
+    `change` is given a copy of the tree to alter before it is built, and `name` to tell what it makes apart. All bundles
+    are signed with one key, made on this machine for nothing else.
+    """
+    from edge_agent.release.build import FILES, PARTS, build
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    key = CACHE / "release-signing.pem"
+    if not key.exists():
+        partial = key.with_suffix(f".{os.getpid()}")
+        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(partial)], check=True)
+        partial.rename(key)
+    found = (REPOSITORY / part for part in (*PARTS, *FILES))
+    files = sorted(path for part in found for path in ([part] if part.is_file() else part.rglob("*")) if path.is_file())
+    content = [f"{path}".encode() + path.read_bytes() for path in files if "__pycache__" not in path.parts]
+    target = CACHE / f"bundle-{version}{name}-{_digest(key.read_bytes(), *content)}"
+    if not target.exists():
+        for old in sorted(CACHE.glob("bundle-*"), key=lambda path: path.stat().st_mtime)[:-5]:
+            shutil.rmtree(old, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            tree, partial = Path(folder) / "tree", Path(folder) / "bundle"
+            for part in (*PARTS, *FILES):
+                copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy2
+                tree.mkdir(exist_ok=True)
+                copy(REPOSITORY / part, tree / part)
+            if change is not None:
+                change(tree)
+            build(tree, partial, key, version=version, wheels=wheels(), dirty=True)
+            public = ["openssl", "pkey", "-in", str(key), "-pubout", "-out", str(partial / "release.pub")]
+            subprocess.run(public, check=True)
+            partial.rename(target)
+    return target / f"bedside-edge-{version}.tar"
