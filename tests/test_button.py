@@ -369,7 +369,7 @@ def test_without_its_chip_the_real_gpiod_makes_a_fault_that_says_what_to_do(told
 
 
 def finding(tmp_path: Path) -> tuple[str, str]:
-    from edge_agent.commands.doctor import check_gpio
+    from edge_agent.commands.doctor_devices import check_gpio
 
     path = tmp_path / "edge.toml"
     path.write_text('[gateway]\nid = "g"\ndata_dir = "d"\n[[bed]]\nid = "B"\n[[button]]\nchip = "no such"\nline = 3\n')

@@ -21,7 +21,7 @@ from bench.messages import frame
 from edge_agent import config
 from edge_agent.buffer import Buffer, Position, Reader, create_key_file, load_kek
 from edge_agent.buffer.clock import SYNCHRONIZED
-from edge_agent.commands.doctor import check_model
+from edge_agent.commands.doctor_agent import check_model
 from edge_agent.commands.model import _SEXES as FILE_SEXES
 from edge_agent.control import ControlClient, Refused
 from edge_agent.records import DeviceStatus, Entry, Observation

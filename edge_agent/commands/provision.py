@@ -3,18 +3,259 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
+import re
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+from edge_agent import NOTICE
+from edge_agent.commands import doctor
+from edge_agent.config import Loaded, load
+from edge_agent.control import ControlClient, Refused
 from edge_agent.links import LinkError
 from edge_agent.links.address import Address, parse
+from edge_agent.provisioning import record as records
+from edge_agent.provisioning import signing
+from edge_agent.provisioning.answers import Answers, read_answers
+from edge_agent.provisioning.page import page
+from edge_agent.provisioning.proposal import DATA_DIR, publish
+from edge_agent.provisioning.session import Session, Wanted, clock_quality, now, undisturbed
+from edge_agent.provisioning.steps import NAMES, STEPS, verdict
+from edge_agent.provisioning.talk import Scripted, Talk, Terminal
+
+_CONFIG = Path("/etc/edge-agent/edge-agent.toml")
+_NOBODY = (
+    "edge-agent provision: there is no terminal to ask at, and no file of answers\n"
+    "  run it in a terminal (ssh -t), or with --answers FILE; docs/biomed.md lists the answers"
+)
+
+
+class _Stop(Exception):
+    """Provisioning cannot begin; `str` says why and what to do."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both commands."""
+    _add_provision(subparsers)
     _add_detect(subparsers)
+
+
+def _add_provision(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = subparsers.add_parser("provision", help="from a bare device to an accepted bed, with a signed record")
+    run.add_argument("--config", type=Path, default=_CONFIG, metavar="FILE")
+    run.add_argument("--bed", metavar="BED", help="its id in the configuration")
+    run.add_argument("--answers", type=Path, metavar="FILE", help="TOML or JSON: ask nobody")
+    run.add_argument("--port", action="append", default=[], metavar="DEVICE", help="where the monitor is")
+    run.add_argument("--only", metavar="STEPS", help="these steps, with commas between; nothing is accepted")
+    run.add_argument("--steps", action="store_true", help="list the steps and end")
+    run.add_argument("--write", type=Path, metavar="FILE", help="where a configuration goes that lacked something")
+    run.add_argument("--replace", action="store_true", help="also over an existing FILE")
+    run.add_argument("--record", type=Path, metavar="FILE.json", help="the record; a page .html goes beside it")
+    run.add_argument("--record-values", action="store_true", help="values of the simulator too, not deviations alone")
+    run.add_argument("--acceptance-key", metavar="SPEC", help="file:PATH or credential:NAME; in data_dir, if not told")
+    run.add_argument("--listen-seconds", type=_seconds, default=10.0, metavar="S", help="at most, for the protocol")
+    run.add_argument("--press-seconds", type=_seconds, default=30.0, metavar="S", help="for the button")
+    run.add_argument("--scan-seconds", type=_seconds, default=8.0, metavar="S", help="for Bluetooth")
+    run.add_argument("--adapter", default="", metavar="NAME", help="of Bluetooth, for example hci1")
+    run.add_argument("--hci", default="", metavar="tcp-client:HOST:PORT", help="a controller behind a socket instead")
+    run.set_defaults(func=run_provision)
+    commands = run.add_subparsers(metavar="COMMAND", required=False)
+    verify = commands.add_parser("verify", help="whether a record is what was signed")
+    verify.add_argument("record", type=Path, metavar="RECORD")
+    verify.add_argument("--key", type=Path, metavar="PUB", help="and by this key: the gateway's acceptance.pub")
+    verify.add_argument("--against", type=Path, metavar="FILE", help="and whether this is the configuration accepted")
+    verify.add_argument("--page", type=Path, metavar="FILE.html", help="write its page anew")
+    verify.set_defaults(func=run_verify)
+
+
+def run_provision(arguments: argparse.Namespace) -> int:
+    """Go through the steps; 0 when the bed is accepted, or all steps of --only passed, else 1."""
+    if arguments.steps:
+        for step in STEPS:
+            print(f"{step.name:14} {step.title}")
+        return 0
+    steps = _steps(arguments.only)
+    if steps is None:
+        print(f"edge-agent provision: --only {arguments.only}: known steps: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    partial = arguments.only is not None
+    answers = read_answers(arguments.answers, steps) if arguments.answers is not None else None
+    if answers is None and not sys.stdin.isatty() and not set(steps) <= {"ports"}:
+        print(_NOBODY, file=sys.stderr)
+        return 2
+    talk: Talk = Terminal(sys.stdin, sys.stdout) if answers is None else Scripted(answers, sys.stdout)
+    try:
+        with undisturbed():
+            return _provision(arguments, steps, talk, answers, partial=partial)
+    except (_Stop, signing.SigningError) as error:
+        print(f"edge-agent provision: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted: lights and sound are off, nothing was written.", file=sys.stderr)
+        return 130
+
+
+def _steps(only: str | None) -> tuple[str, ...] | None:
+    """The steps that are wanted, in their order; None when one of them does not exist."""
+    if only is None:
+        return NAMES
+    names = {name.strip() for name in only.split(",")}
+    return tuple(name for name in NAMES if name in names) if names <= set(NAMES) else None
+
+
+def _provision(
+    arguments: argparse.Namespace, steps: tuple[str, ...], talk: Talk, answers: Answers | None, *, partial: bool
+) -> int:
+    print(NOTICE)
+    present = load(arguments.config) if arguments.config.exists() else None
+    looks_only = set(steps) <= {"ports", "protocol", "bluetooth"}
+    bed = _bed(arguments, talk, answers, present) if not looks_only else arguments.bed or ""
+    keeps = not partial or arguments.record is not None
+    place, signer = None, None
+    if keeps:
+        place = _place(arguments, present, bed)
+        signer = signing.open_signer(_key_spec(arguments, present))
+    if arguments.write is not None and arguments.write.exists() and not arguments.replace:
+        raise _Stop(f"{arguments.write} exists already\n  give another FILE, or add --replace")
+    if not looks_only:
+        _nobody_lies_there(talk, present, bed)
+    engineer = {}
+    if keeps:
+        engineer = {"name": talk.text("Your name", "engineer", "name"), "id": talk.text("Your id", "engineer", "id")}
+    wanted = Wanted(
+        arguments.config, bed, steps, arguments.port, arguments.write, arguments.listen_seconds,
+        press_s=arguments.press_seconds, scan_s=arguments.scan_seconds, adapter=arguments.adapter, hci=arguments.hci,
+        with_values=arguments.record_values,
+    )  # fmt: skip
+    started = now()
+    session = Session(wanted, talk, doctor.CHECKS)
+    results = session.run()
+    ok = all(each.outcome != "failed" for each in results if each.step in steps)
+    print()
+    if arguments.write is not None and session.proposal is not None and _passed(session, "configuration"):
+        _publish(session.proposal.text, arguments.write, replace=arguments.replace)
+        print(f"configuration: {arguments.write}")
+    if place is None:
+        print("partial run: " + ("all of these steps passed" if ok else "not all of these steps passed"))
+        return 0 if ok else 1
+    loaded = session.loaded
+    said = records.build(
+        gateway=loaded.config.gateway.id if loaded is not None else "",
+        bed=bed, engineer=engineer, results=results, devices=session.devices(), clock=clock_quality(),
+        configuration={
+            "file": str(arguments.write or arguments.config),
+            "sha256": session.proposal.sha256 if session.proposal is not None else "",
+        },
+        started=started, ended=now(), with_values=arguments.record_values,
+    )  # fmt: skip
+    signer = signer or signing.make_signer(Path(_key_spec(arguments, present).partition(":")[2]))
+    text = records.signed(said, signer)
+    _publish(text, place, replace=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    _publish(page(said, signer.fingerprint, digest), place.with_suffix(".html"), replace=False)
+    accepted, reason = verdict(results)
+    print(f"record: {place}\npage to print and sign: {place.with_suffix('.html')}")
+    print(f"acceptance key: {signer.fingerprint}")
+    print(f"\nBed {bed}: {'ACCEPTED' if accepted else 'NOT ACCEPTED'}: {reason}")
+    return 0 if accepted else 1
+
+
+def _passed(session: Session, step: str) -> bool:
+    return any(each.step == step and each.outcome == "passed" for each in session.results)
+
+
+def _bed(arguments: argparse.Namespace, talk: Talk, answers: Answers | None, present: Loaded | None) -> str:
+    said = answers.get("bed") if answers is not None else None
+    if arguments.bed and said and arguments.bed != said:
+        raise _Stop(f"--bed {arguments.bed}, but {arguments.answers} is for bed {said}\n  take the file of this bed")
+    known = [each.id for each in present.config.bed] if present is not None else []
+    if not (arguments.bed or said) and known:
+        print(f"Beds of this gateway: {', '.join(known)}")
+    return str(arguments.bed or said or talk.text("Which bed", "bed"))
+
+
+def _place(arguments: argparse.Namespace, present: Loaded | None, bed: str) -> Path:
+    """Where the record goes; neither it nor its page may be there already."""
+    gateway = present.config.gateway.id if present is not None else "gateway"
+    stamp = re.sub(r"[^0-9T]", "", now())
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", f"acceptance-{gateway}-{bed}-{stamp}") + ".json"
+    place: Path = arguments.record or Path(name)
+    if place.suffix != ".json":
+        raise _Stop(f"--record {place}: the record is a .json file\n  give a name that ends in .json")
+    for path in (place, place.with_suffix(".html")):
+        if path.exists():
+            raise _Stop(f"{path} exists already: a record is never overwritten\n  give another name with --record")
+    if not os.access(place.parent, os.W_OK):
+        raise _Stop(f"{place.parent}: nothing can be written there\n  give a place for the record with --record")
+    return place
+
+
+def _key_spec(arguments: argparse.Namespace, present: Loaded | None) -> str:
+    folder = present.resolve(present.config.gateway.data_dir) if present is not None else Path(DATA_DIR)
+    return arguments.acceptance_key or f"file:{folder / signing.KEY}"
+
+
+def _publish(text: str, path: Path, *, replace: bool) -> None:
+    try:
+        publish(text, path, replace=replace)
+    except FileExistsError as error:
+        raise _Stop(f"{path} exists already\n  it was not overwritten; give another name") from error
+    except OSError as error:
+        raise _Stop(f"{path} cannot be written: {error.strerror}\n  check the folder and the disk") from error
+
+
+def _nobody_lies_there(talk: Talk, present: Loaded | None, bed: str) -> None:
+    """Ask before anything is lit or sounded. Raises: _Stop when a patient may be there."""
+    if present is not None:
+        try:
+            with ControlClient(present.resolve(present.config.control.socket)) as client:
+                beds = client.call("status")["status"]["beds"]
+            if any(each["id"] == bed and each["patient"] for each in beds):
+                talk.say(f"The running agent knows a patient at bed {bed}: is it the simulator's?")
+        except (ConnectionError, Refused, OSError):
+            pass  # no agent, no patient that it would know
+    if not talk.yes("Is the monitor connected to a simulator, and is no patient at this bed?", "simulator"):
+        raise _Stop(
+            "a bed is provisioned with a simulator only: lights and sounds are tried, and values are looked at\n"
+            "  connect a simulator, and come back when no patient is at the bed"
+        )
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """0 when the record is what was signed and says that the bed was accepted, else 1."""
+    try:
+        key = signing.public_key(arguments.key) if arguments.key is not None else None
+        told = records.verify(arguments.record, key)
+    except (signing.SigningError, records.RecordError) as error:
+        print(f"edge-agent provision verify: {arguments.record}: {error}", file=sys.stderr)
+        return 1
+    record = told.record
+    accepted = record["verdict"]["accepted"] is True
+    print(f"{arguments.record}: as it was signed by {told.fingerprint}")
+    if key is None:
+        print("  with --key PUB it is also checked that this is the gateway's key; anybody can sign with another")
+    print(f"gateway {record['gateway']}, bed {record['bed']}, {record['ended']}, engineer {record['engineer']['id']}")
+    print(f"{'ACCEPTED' if accepted else 'NOT ACCEPTED'}: {record['verdict']['reason']}")
+    same = True
+    if arguments.against is not None:
+        try:
+            found = hashlib.sha256(arguments.against.read_bytes()).hexdigest()
+        except OSError as error:
+            print(f"edge-agent provision verify: {arguments.against}: {error.strerror}", file=sys.stderr)
+            return 1
+        same = found == record["configuration"]["sha256"]
+        print(f"{arguments.against}: {'the configuration accepted' if same else 'CHANGED since: accept the bed anew'}")
+    if arguments.page is not None:
+        try:
+            _publish(page(record, told.fingerprint, told.sha256), arguments.page, replace=False)
+        except _Stop as error:
+            print(f"edge-agent provision verify: {error}", file=sys.stderr)
+            return 1
+    return 0 if accepted and same else 1
 
 
 def _add_detect(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
