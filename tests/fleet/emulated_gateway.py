@@ -155,8 +155,10 @@ def environment() -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / "wearable.lock").write_text(lock)
-    _call(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes",
-          "--no-deps", "--only-binary=:all:", "-r", str(partial / "wearable.lock"), "-d", str(partial / "wheels"))  # fmt: skip
+    _call(
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes",
+        "--no-deps", "--only-binary=:all:", "-r", str(partial / "wearable.lock"), "-d", str(partial / "wheels"),
+    )  # fmt: skip
     with overlay(partial / "overlay", image.root()) as root:
         inside = root / "var" / "tmp" / "wheels"
         shutil.copytree(wheels, inside)

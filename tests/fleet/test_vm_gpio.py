@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -40,7 +41,7 @@ class Watched:
         changes = self.changes.get(line, [])
         return [
             (start, end)
-            for (start, up), (end, down) in zip(changes, changes[1:], strict=False)
+            for (start, up), (end, down) in pairwise(changes)
             if up and not down
         ]  # fmt: skip
 
@@ -73,8 +74,10 @@ def until(condition: Callable[[], object], what: str, seconds: float = DEADLINE_
         time.sleep(0.2)
 
 
-def level(gateway: Gateway, line: int) -> int:
-    return int(gateway.machine.run(f"cat {BOARD_LINES}/sim_gpio{line}/value").stdout)
+def levels(gateway: Gateway) -> list[int]:
+    """What buzzer, red, yellow and cyan are."""
+    files = " ".join(f"{BOARD_LINES}/sim_gpio{line}/value" for line in (BUZZER, RED, YELLOW, CYAN))
+    return [int(value) for value in gateway.machine.run(f"cat {files}").stdout.split()]
 
 
 def press(gateway: Gateway, seconds: float) -> None:
@@ -100,6 +103,7 @@ def monitor(gateway: Gateway) -> Iterator[Monitor]:
     with Monitor(gateway.machine.ports[2575], "ICU^^1") as monitor:
         monitor.spo2(97)
         until(lambda: not gateway.status()["gateway_alarms"] and not alarm(gateway), "a quiet gateway")
+        until(lambda: not any(levels(gateway)), "dark and silent lines")
         yield monitor
 
 
@@ -119,17 +123,17 @@ def test_an_alarm_flashes_red_and_sounds_the_burst_of_high_and_both_end_with_it(
     flashes = lines.pulses(RED)
     assert len(flashes) >= 10
     starts = [start for start, _ in flashes]
-    assert all(abs(later - earlier - 500) < LATE_MS for earlier, later in zip(starts, starts[1:], strict=False)), starts
+    assert all(abs(later - earlier - 500) < LATE_MS for earlier, later in pairwise(starts)), starts
     assert not lines.pulses(YELLOW) and not lines.pulses(CYAN)
-    until(lambda: not any(level(gateway, line) for line in (BUZZER, RED, YELLOW, CYAN)), "dark and silent lines")
+    until(lambda: not any(levels(gateway)), "dark and silent lines")
 
 
 def test_a_short_press_acknowledges_and_a_long_one_pauses(gateway: Gateway, monitor: Monitor) -> None:
     monitor.spo2(84)
     until(lambda: alarm(gateway).get("audible"), "an alarm that sounds")
     press(gateway, 0.3)
-    until(lambda: alarm(gateway).get("state") == "Acknowledged", "the acknowledgement")
-    until(lambda: level(gateway, BUZZER) == 0, "silence")
+    until(lambda: alarm(gateway).get("state") == "Ack", "the acknowledgement")
+    until(lambda: levels(gateway)[0] == 0, "silence")
     assert not alarm(gateway)["audible"]
     with watching(gateway) as lines:
         until(lambda: len(lines.pulses(RED)) > 4, "the light of an acknowledged alarm")
@@ -139,3 +143,41 @@ def test_a_short_press_acknowledges_and_a_long_one_pauses(gateway: Gateway, moni
     assert gateway.status()["beds"][0]["alarm"]["inactivation"]["state"] == "audio_paused"
     press(gateway, 3)
     until(lambda: not gateway.status()["beds"][0]["alarm"]["inactivation"], "the end of the pause")
+
+
+@pytest.mark.parametrize("how", ["KILL", "STOP"])
+def test_an_agent_that_is_killed_or_hangs_leaves_the_loud_state_until_it_is_back(
+    gateway: Gateway, monitor: Monitor, how: str
+) -> None:
+    monitor.spo2(84)
+    until(lambda: alarm(gateway).get("audible"), "an alarm that sounds")
+    first = gateway.status()["instance"]
+    with watching(gateway) as lines:
+        until(lambda: len(lines.pulses(HEARTBEAT)) > 4, "the heartbeat")
+        gateway.machine.run(f"systemctl kill --kill-whom=main --signal={how} edge-agent")
+        until(lambda: gasps(lines), "the last gasp", 120)
+        until(lambda: returned(gateway, first), "the agent's return", 180)
+        until(lambda: alarm(gateway).get("audible"), "the alarm again")
+        seen = len(lines.pulses(BUZZER))
+        until(lambda: len(lines.pulses(BUZZER)) > seen + len(HIGH_BURST), "the burst again")
+    assert levels(gateway)[2:] == [0, 0], "the last gasp has given the lines back"
+    began, ended = gasps(lines)[0][0], gasps(lines)[-1][1]
+    assert any(start <= began + 1000 and end >= ended - 1000 for start, end in lines.pulses(YELLOW)), lines.changes[
+        YELLOW
+    ]
+    assert any(start <= began + 1000 and end >= ended - 1000 for start, end in lines.pulses(CYAN)), lines.changes[CYAN]
+    assert [each for each in lines.pulses(RED) if began <= each[0] <= ended], lines.changes[RED]
+    assert not [at for at, _ in lines.changes[HEARTBEAT] if began < at < ended], "a monostable would not have sounded"
+
+
+def gasps(lines: Watched) -> list[tuple[float, float]]:
+    """Pulses of the buzzer of half a second, as no alarm has them; one that was on when its agent hung is longer."""
+    return [(start, end) for start, end in lines.pulses(BUZZER) if 400 < end - start < 600]
+
+
+def returned(gateway: Gateway, before: str) -> bool:
+    """Whether another instance of the agent answers than the one before."""
+    try:
+        return bool(gateway.status()["instance"] != before)
+    except ConnectionError:
+        return False

@@ -96,9 +96,7 @@ class Emulated:
                 disk.truncate(DISK_GB << 30)
             # no lazy initialisation: the guest would do it, slowly, while it is being tested
             whole = "lazy_itable_init=0,lazy_journal_init=0"
-            _call(
-                "mkfs.ext4", "-q", "-F", "-E", whole, "-d", str(root), str(self.disk)
-            )
+            _call("mkfs.ext4", "-q", "-F", "-E", whole, "-d", str(root), str(self.disk))
 
     def _furnish(self, root: Path) -> None:
         keys = root / "root" / ".ssh" / "authorized_keys"
