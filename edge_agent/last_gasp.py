@@ -6,7 +6,7 @@ ended; it needs no key, no disk to write on and next to nothing of the rest of t
 it can have and tries again for those that it cannot.
 
     loud ── the agent that comes calls on the socket ──▶ outputs off and given back, socket closed, end
-         ── SIGTERM (an operator stops the agent)    ──▶ the same
+         ── SIGTERM (an operator stops it)           ──▶ the same
 
 The agent calls (`relieve`) right before it opens its outputs, so that the loud state lasts while it starts and fails
 and starts again. What the kernel sees is one loop that never waits for a disk or a device: records and sound have
@@ -45,6 +45,15 @@ STEP_S = 0.25  # red: on and off for one step each, 2 Hz as in HIGH; the buzzer 
 RETRY_S = 0.5  # for outputs that are not to be had: a dying agent may hold them a little longer
 CONDITION, TEXT = "agent_down", "The gateway gives no alarms"
 CONTROL = Path("/run/edge-agent/control.sock")  # as in config.Control, which this module does not import
+# what an exit code means, the large ones being systemd's own: systemd.exec(5), process exit codes
+_STATUS = {
+    "78": "its configuration is wrong",
+    "203": "its program cannot be run; see where /opt/bedside-edge/current leads",
+    "216": "its groups are missing; run systemd-sysusers",
+    "217": "its user is missing; run systemd-sysusers",
+    "226": "a folder that it needs is missing; run systemd-tmpfiles --create",
+    "243": "its key, or another credential, cannot be decrypted on this machine; see docs/keys.md",
+}
 _HEADER = re.compile(r"^\s*(\[\[?[^\[\]]*\]\]?)\s*(?:#.*)?$")
 
 
@@ -315,10 +324,8 @@ def reason() -> str:
         return ""
     told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     result, code, status = told.get("Result", ""), told.get("ExecMainCode", ""), told.get("ExecMainStatus", "")
-    if result == "exit-code" and status == "78":
-        return "its configuration is wrong"
     if result == "exit-code":
-        return f"it ended with exit code {status}"
+        return _STATUS.get(status, f"it ended with exit code {status}")
     if result == "watchdog":
         return "its alarm loop hung"
     if result in ("signal", "core-dump") and code in ("2", "3"):  # CLD_KILLED, CLD_DUMPED
@@ -330,10 +337,10 @@ def _say_why() -> None:
     why = reason()
     _tell(
         2,
-        f"edge-agent does not run{': ' if why else ''}{why}. NO ALARMS ARE GIVEN AT THE BEDSIDE. Lights and buzzer stay"
-        " on until it is back. See why: journalctl -u edge-agent -n 50 and edge-agent check"
-        " /etc/edge-agent/edge-agent.toml; then: systemctl restart edge-agent. To end the sound without it: systemctl"
-        " stop edge-agent",
+        f"edge-agent does not run{': ' if why else ''}{why}. NO ALARMS ARE GIVEN AT THE BEDSIDE. Lights and buzzer stay on"
+        " until it is back. See why: journalctl -u edge-agent -n 50 and edge-agent check"
+        " /etc/edge-agent/edge-agent.toml; then: systemctl restart edge-agent. To end the sound without it:"
+        " systemctl stop edge-agent edge-agent-last-gasp",
     )
 
 
