@@ -40,10 +40,11 @@ from edge_agent.release.gateway import (
     sync,
     write,
 )
+from edge_agent.release.lean import thin
 from edge_agent.release.machine import Python, check_machine, check_room, find_python, wheels_for
 
 MODULES = ("edge_agent", "edge_agent.release", *(f"edge_agent.release.{name}" for name in (
-    "bundle", "machine", "gateway", "installer", "command"
+    "bundle", "machine", "gateway", "lean", "installer", "command"
 )))  # fmt: skip
 RECOVER = "bedside-edge-recover.service"
 HEALTH_S = 30.0
@@ -115,7 +116,8 @@ class Installer:
             interpreter = find_python(manifest["requires_python"], python)
             wheels = wheels_for(manifest, interpreter)
             with self.locked():
-                self._undo()
+                if self._undo():
+                    self.services.reload()
                 if not self._is_whole(manifest):
                     check_room(manifest, wheels, folders.releases)
                     self._build(bundle, manifest, interpreter)
@@ -302,6 +304,9 @@ class Installer:
         self.folders.note.unlink(missing_ok=True)
         sync(self.folders.base)
         self.step("settled")
+        self._forget()
+
+    def _forget(self) -> None:
         units = self.folders.etc / "systemd/system"
         for name in (units / "multi-user.target.wants" / RECOVER, units / RECOVER):
             name.unlink(missing_ok=True)
@@ -312,6 +317,7 @@ class Installer:
         try:
             note = json.loads(folders.note.read_bytes())
         except FileNotFoundError:
+            self._forget()  # a run may have ended right behind its note
             return False
         except (OSError, ValueError) as error:
             self.say(f"{folders.note}: {error}; what is in force stays")
@@ -341,7 +347,8 @@ class Installer:
     def rollback(self, *, now: bool = False, health_s: float = HEALTH_S) -> None:
         """Make the release before the one in force again."""
         with self.locked():
-            self._undo()
+            if self._undo():
+                self.services.reload()
             back = self.folders.version(self.folders.previous)
             if not back:
                 raise Stop(MACHINE, f"{self.folders.previous}: there is no release before", "install one")
@@ -399,6 +406,9 @@ def environment(folder: Path, final: Path, wheel: str, python: Python) -> None:
     locked = ["--require-hashes", "-r", str(folder / "requirements.lock")]
     _run([*call, *source, *locked], MACHINE, "the packages could not be installed", clean)
     _run([*call, "--no-index", str(folder / wheel)], MACHINE, "the project could not be installed", clean)
+    for packages in (venv / "lib").glob("python3*/site-packages"):
+        thin(packages)
+    _thin(venv)
     for script in (venv / "bin").iterdir():
         if script.is_file() and not script.is_symlink():
             script.write_bytes(script.read_bytes().replace(os.fsencode(venv), os.fsencode(final / ".venv")))
@@ -408,6 +418,16 @@ def environment(folder: Path, final: Path, wheel: str, python: Python) -> None:
     compiling = [own, "-m", "compileall", "-q", "-j", "2", "-s", str(folder), "-p", str(final), str(venv / "lib")]
     subprocess.run(compiling, env=clean, capture_output=True, timeout=900, check=False)  # some packages carry templates
     shutil.rmtree(cache)
+
+
+def _thin(venv: Path) -> None:
+    """Take out what a gateway never runs: packages' own tests, and pip, which could only alter what was signed."""
+    site = next(venv.glob("lib/python*/site-packages"))
+    for folder in [*site.glob("pip"), *site.glob("pip-*.dist-info"), *site.rglob("tests")]:
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    for script in (venv / "bin").glob("pip*"):
+        script.unlink()
 
 
 def _run(words: Sequence[str], code: int, what: str, env: Mapping[str, str] | None = None) -> str:
