@@ -337,8 +337,8 @@ def _say_why() -> None:
     why = reason()
     _tell(
         2,
-        f"edge-agent does not run{': ' if why else ''}{why}. NO ALARMS ARE GIVEN AT THE BEDSIDE. Lights and buzzer stay on"
-        " until it is back. See why: journalctl -u edge-agent -n 50 and edge-agent check"
+        f"edge-agent does not run{': ' if why else ''}{why}. NO ALARMS ARE GIVEN AT THE BEDSIDE. Lights and buzzer stay"
+        " on until it is back. See why: journalctl -u edge-agent -n 50 and edge-agent check"
         " /etc/edge-agent/edge-agent.toml; then: systemctl restart edge-agent. To end the sound without it:"
         " systemctl stop edge-agent edge-agent-last-gasp",
     )
