@@ -23,7 +23,7 @@ COMMANDS: dict[str, str] = {
     "admit": "operate", "discharge": "operate", "watch": "operate", "metrics": "operate",
     "audio-off": "operate", "alarm-off": "operate", "limits": "operate", "limit": "operate", "preset": "operate",
     "self-test": "operate",
-    "doctor": "doctor", "buffer": "buffer", "keys": "keys", "alarms": "alarms",
+    "doctor": "doctor", "support-bundle": "support_bundle", "buffer": "buffer", "keys": "keys", "alarms": "alarms",
     "model": "model", "release": "release", "last-gasp": "last_gasp",
     "provision": "provision", "detect": "provision",
 }  # fmt: skip
