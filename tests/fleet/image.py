@@ -39,7 +39,8 @@ def missing() -> str:
     return f"the test beds need {', '.join(lacking)}: apt install {' '.join(lacking)}" if lacking else ""
 
 
-def _digest(*parts: str | bytes) -> str:
+def digest(*parts: str | bytes) -> str:
+    """A short name for what went into something."""
     return hashlib.sha256(b"\0".join(part.encode() if isinstance(part, str) else part for part in parts)).hexdigest()[
         :12
     ]
@@ -47,7 +48,7 @@ def _digest(*parts: str | bytes) -> str:
 
 def root() -> Path:
     """Folder with the Debian root that containers overlay and the emulated machine's disk is made from."""
-    target = CACHE / f"{SUITE}-{_digest(*PACKAGES)}"
+    target = CACHE / f"{SUITE}-{digest(*PACKAGES)}"
     if target.exists():
         return target
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def root() -> Path:
 def wheels() -> Path:
     """Folder with the wheels of requirements.lock for this machine's Python version, hashes checked by pip."""
     lock = (REPOSITORY / "requirements.lock").read_bytes()
-    target = CACHE / f"wheels-{sys.version_info[0]}{sys.version_info[1]}-{_digest(lock)}"
+    target = CACHE / f"wheels-{sys.version_info[0]}{sys.version_info[1]}-{digest(lock)}"
     if target.exists():
         return target
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def wheels() -> Path:
 def bundle(version: str, change: Callable[[Path], None] | None = None, name: str = "") -> Path:
     """A signed release bundle of this tree under that version; `.sig`, installer.pyz and release.pub lie beside it.
 
-    `change` is given a copy of the tree to alter before it is built, and `name` to tell what it makes apart. All bundles
+    `change` is given a copy of the tree to alter before it is built, and `name` tells apart what it makes. All bundles
     are signed with one key, made on this machine for nothing else.
     """
     from edge_agent.release.build import FILES, PARTS, build
@@ -97,7 +98,7 @@ def bundle(version: str, change: Callable[[Path], None] | None = None, name: str
     found = (REPOSITORY / part for part in (*PARTS, *FILES))
     files = sorted(path for part in found for path in ([part] if part.is_file() else part.rglob("*")) if path.is_file())
     content = [f"{path}".encode() + path.read_bytes() for path in files if "__pycache__" not in path.parts]
-    target = CACHE / f"bundle-{version}{name}-{_digest(key.read_bytes(), *content)}"
+    target = CACHE / f"bundle-{version}{name}-{digest(key.read_bytes(), *content)}"
     if not target.exists():
         for old in sorted(CACHE.glob("bundle-*"), key=lambda path: path.stat().st_mtime)[:-5]:
             shutil.rmtree(old, ignore_errors=True)

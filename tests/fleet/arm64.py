@@ -1,0 +1,166 @@
+"""The arm64 side without arm64 hardware: wheels for it from any machine, and a Debian root whose programs run emulated.
+
+The kernel hands arm64 programs to QEMU's user mode emulation by its binfmt_misc table. An entry there holds for the
+whole machine, so ours has a name of its own, is made only when no other one serves arm64, and goes with the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from supply.lock import pins
+from tests.fleet import image
+
+SUITE = "bookworm"
+PACKAGES = ("python3", "python3-venv", "ca-certificates", "libasound2")
+# glibc 2.36 of Debian 12 and 2.35 of Ubuntu 22.04 run all of these
+PLATFORMS = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 24, 27, 28, 31, 34, 35)))
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+_NAME = "bedside-edge-aarch64"
+# the first bytes of a 64 bit, little endian ELF program for machine 183, and which of their bits count
+_MAGIC = r"\x7fELF\x02\x01\x01" + r"\x00" * 9 + r"\x02\x00\xb7\x00"
+_MASK = r"\xff" * 7 + r"\x00" + r"\xff" * 8 + r"\xfe\xff\xff\xff"
+
+
+def wheels(python: str) -> Path:
+    """Folder with the wheels of requirements.lock for arm64 and a Python version like 3.13, hashes checked by pip.
+
+    Raises: subprocess.CalledProcessError when a package has none.
+    """
+    lock = (image.REPOSITORY / "requirements.lock").read_bytes()
+    target = image.CACHE / f"wheels-arm64-{python}-{image.digest(lock)}"
+    if target.exists():
+        return target
+    image.CACHE.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    # pip looks at markers with the Python that it runs in, whatever it is asked for: they are looked at here
+    wanted = partial / "wanted"
+    wanted.write_text(
+        "".join(
+            f"{pin.name}=={pin.version} {' '.join(f'--hash=sha256:{each}' for each in pin.hashes)}\n"
+            for pin in pins(python=python)
+        )
+    )
+    download(python, wanted, partial)
+    wanted.unlink()
+    partial.rename(target)
+    return target
+
+
+def download(python: str, lock: Path, target: Path) -> None:
+    """Fetch the wheels of a lock for arm64. Raises: subprocess.CalledProcessError with pip's words."""
+    platforms = [word for each in PLATFORMS for word in ("--platform", each)]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes",
+         "--no-deps", "--only-binary=:all:", *platforms, "--python-version", python,
+         "-r", str(lock), "-d", str(target)],
+        check=True, timeout=900, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def emulator() -> Path | None:
+    """QEMU's user mode emulation of arm64, as a static program, None when it is not installed."""
+    for name in ("qemu-aarch64-static", "qemu-aarch64"):  # Debian 12; Debian 13
+        if found := shutil.which(name):
+            return Path(found)
+    return None
+
+
+def missing() -> str:
+    """What this machine lacks to run an arm64 root, with the command that helps; empty when nothing is missing."""
+    if os.geteuid() != 0:
+        return "an arm64 root needs root (chroot, binfmt_misc): run as root, or sudo make test-arm64"
+    lacking = [
+        name
+        for name, there in (("mmdebstrap", shutil.which("mmdebstrap")), ("qemu-user-static", emulator()))
+        if not there
+    ]
+    if platform.machine() == "aarch64":
+        lacking = [name for name in lacking if name != "qemu-user-static"]
+    return f"an arm64 root needs {', '.join(lacking)}: apt install {' '.join(lacking)}" if lacking else ""
+
+
+@contextlib.contextmanager
+def emulated() -> Iterator[None]:
+    """While it lasts the kernel runs arm64 programs."""
+    if platform.machine() == "aarch64" or _served():
+        yield
+        return
+    if not (_BINFMT / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(_BINFMT)], check=True)
+    program = emulator()
+    assert program is not None, missing()
+    # F: opened now and by this path, so that a root in which it is not can use it
+    (_BINFMT / "register").write_text(f":{_NAME}:M::{_MAGIC}:{_MASK}:{program}:F")
+    try:
+        yield
+    finally:
+        (_BINFMT / _NAME).write_text("-1")
+
+
+def _served() -> bool:
+    if not (_BINFMT / "status").exists():
+        return False
+    entries = (each for each in _BINFMT.iterdir() if each.name not in ("register", "status"))
+    return any("7f454c460201010000000000000000000200b700" in each.read_text() for each in entries)
+
+
+def root() -> Path:
+    """Folder with a Debian root for arm64; built once, within `emulated`, in some four minutes."""
+    target = image.CACHE / f"{SUITE}-arm64-{image.digest(*PACKAGES)}"
+    if target.exists():
+        return target
+    image.CACHE.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=arm64",
+               f"--include={','.join(PACKAGES)}", SUITE, str(partial)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    if done.returncode:
+        raise RuntimeError(f"mmdebstrap failed ({done.returncode}):\n{done.stderr[-2000:]}")
+    partial.rename(target)
+    return target
+
+
+class Root:
+    """A root of one's own over the shared one; what is written goes with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.path = folder / "root"
+
+    def __enter__(self) -> Root:
+        for name in ("upper", "work", "root"):
+            (self._folder / name).mkdir(parents=True, exist_ok=True)
+        layers = f"lowerdir={root()},upperdir={self._folder / 'upper'},workdir={self._folder / 'work'}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(self.path)], check=True)
+        for kind, inside in (("proc", "proc"), ("sysfs", "sys")):
+            subprocess.run(["mount", "-t", kind, kind, str(self.path / inside)], check=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for inside in ("sys", "proc", ""):
+            subprocess.run(["umount", "--lazy", str(self.path / inside)], check=False, capture_output=True)
+
+    def run(self, *words: str, check: bool = True, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
+        """What a program of the root gave; nothing of this machine's environment reaches it."""
+        clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+        chroot = shutil.which("chroot", path=clean["PATH"]) or "chroot"
+        done = subprocess.run(
+            [chroot, str(self.path), *words],
+            capture_output=True, text=True, timeout=timeout, check=False, env=clean,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(
+                f"{words} exited with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            )
+        return done
