@@ -6,6 +6,7 @@ Every command line is noted, so that a test can hold the document against what w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
+from edge_agent.release.build import FILES, PARTS
 from tests.fleet import image
 from tests.fleet.machine import Machine
 
@@ -57,7 +61,7 @@ class Controller:
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
             "ANSIBLE_HOME": str(folder / "tmp"),
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": f"/tmp/edge-cp-{os.getpid()}",  # noqa: S108  (a socket's path is short)
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": f"/tmp/edge-cp-{os.getpid()}",  # a socket's path is short
         }
         self.environment.pop("ANSIBLE_CONFIG", None)
 
@@ -88,6 +92,15 @@ class Controller:
             ["/bin/sh", "-c", f"exec {command}"], cwd=REPOSITORY / "ansible", env=self.environment, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """End a command at once, with the workers that Ansible puts into sessions of their own."""
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
 
     def run(self, command: str, *, fails: bool = False, timeout: float = 600) -> Outcome:
         """What a command said; AssertionError when it did not end as it should."""
@@ -140,16 +153,16 @@ def signing_key(folder: Path) -> Path:
     key = folder / "release-signing.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)], check=True, capture_output=True)
     public = folder / "release-signing.pub"
-    subprocess.run(["openssl", "pkey", "-in", str(key), "-pubout", "-out", str(public)], check=True, capture_output=True)
+    subprocess.run(
+        ["openssl", "pkey", "-in", str(key), "-pubout", "-out", str(public)], check=True, capture_output=True
+    )
     return key
 
 
 def release(folder: Path, key: Path, version: str, *, edits: dict[str, tuple[str, str]] | None = None) -> Path:
     """A signed release of this checkout, of another version, with something replaced in some files."""
     source = folder / f"source-{version}"
-    parts = ("edge_agent", "drivers", "cloud_sync", "models_tflite", "systemd", "pyproject.toml", "README.md", "LICENSE",
-             "NOTICE", "requirements.lock")  # fmt: skip
-    for part in parts:
+    for part in (*PARTS, *FILES):
         if (REPOSITORY / part).is_dir():
             shutil.copytree(REPOSITORY / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:

@@ -40,29 +40,27 @@ def destroy(path: Path) -> bool:
 
 
 def farewell(_wanted: Answer) -> Answer:
-    """What a gateway holds before it is erased: records that nobody has fetched, key, certificate, release."""
-    python = OPT / "current/.venv/bin/python"
-    pending: object = None
-    agent = OPT / "current/.venv/bin/edge-agent"
-    if agent.exists() and DATA.is_dir():
-        done = run(str(agent), "buffer", "stats", "--json", "--config", str(CONFIG))
-        pending = json.loads(done.stdout) if done.stdout.startswith(b"{") else None
-    captures: list[str] = []
-    if python.exists() and CONFIG.exists():
-        done = run(str(python), "-c", _CAPTURES, str(CONFIG))
-        captures = json.loads(done.stdout) if done.returncode == 0 else []
+    """What a gateway holds before it is erased: records that nobody has fetched, certificate, release, captures."""
     pem = PKI / "client.pem"
     serial = run("openssl", "x509", "-in", str(pem), "-noout", "-serial").stdout.decode() if pem.exists() else ""
+    link = OPT / "current"
     return {
         "changed": False,
-        "release": os.path.basename(os.readlink(OPT / "current")) if (OPT / "current").is_symlink() else "",
+        "release": os.path.basename(os.readlink(link)) if link.is_symlink() else "",
         "serial": serial.strip().partition("=")[2],
-        "buffer": pending,
-        "captures": captures,
-        "present": DATA.exists() or ETC.exists() or OPT.exists(),
+        "undelivered": _ask_release(_UNDELIVERED, DATA, 0 if not DATA.exists() else "unknown"),
+        "captures": _ask_release(_CAPTURES, CONFIG, []),
+        "present": any(path.exists() for path in (DATA, ETC, OPT, STORE / "edge-agent.kek")),
     }
 
 
+# the agent prunes what was delivered, so what is there was not; counting needs no key
+_UNDELIVERED = """import json, sys
+from pathlib import Path
+from edge_agent.buffer import admin
+streams = admin.stats(Path(sys.argv[1]), bytes(32))["streams"].values()
+print(json.dumps(sum(stream["records"] for stream in streams if stream)))
+"""
 _CAPTURES = """import json, sys, tomllib
 from pathlib import Path
 file = Path(sys.argv[1])
@@ -73,11 +71,28 @@ print(json.dumps([str(file.parent / path) for path in found]))
 """
 
 
+def _ask_release(program: str, path: Path, otherwise: object) -> object:
+    python = OPT / "current/.venv/bin/python"
+    if not python.exists() or not path.exists():
+        return otherwise
+    done = run(str(python), "-I", "-c", program, str(path))
+    return otherwise if done.returncode else json.loads(done.stdout)
+
+
+_UNITS = ("bedside-edge*", "edge-agent*.service", "cloud-sync.service")
+_FILES = (
+    *(f"systemd/system/{unit}" for unit in _UNITS), "systemd/system/*/bedside-edge*",
+    "systemd/system/edge-agent*.service.*", "systemd/system/cloud-sync.service.*", "udev/rules.d/70-bedside-edge.rules",
+    "tmpfiles.d/*bedside-edge*", "sysusers.d/*bedside-edge*", "modules-load.d/*bedside-edge*",
+)  # fmt: skip
+
+
 def erase(wanted: Answer) -> Answer:
     """Stop everything, destroy the keys, then remove what they opened."""
-    services = ["bedside-edge.target", FORWARDER, AGENT, "edge-agent-last-gasp.service", "edge-agent-rotate.service"]
-    run("systemctl", "disable", "--now", *services)
-    run("systemctl", "stop", *services)
+    units = sorted({path.name for pattern in _UNITS for path in Path("/etc/systemd/system").glob(pattern)})
+    if units:
+        run("systemctl", "disable", *units)
+        run("systemctl", "stop", *units)
     did = [str(path) for path in _keys(wanted["credentials"]) if destroy(path)]
     for capture in wanted["captures"]:
         if destroy(Path(capture)):
@@ -86,20 +101,17 @@ def erase(wanted: Answer) -> Answer:
         if folder.exists():
             shutil.rmtree(folder)
             did.append(str(folder))
-    for pattern in wanted["files"]:
-        for path in sorted(Path("/").glob(pattern.lstrip("/"))):
+    for pattern in _FILES:
+        for path in sorted(Path("/etc").glob(pattern)):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             did.append(str(path))
     run("systemctl", "daemon-reload")
     run("systemctl", "reset-failed")
-    for user in wanted["users"]:
+    for user in ("edge-agent", "cloud-sync"):
         if run("getent", "passwd", user).returncode == 0:
             run("userdel", user)
             did.append(f"user {user}")
-    for group in wanted["groups"]:
-        if run("getent", "group", group).returncode == 0:
-            run("groupdel", group)
-            did.append(f"group {group}")
+    run("groupdel", "bedside-edge")
     run("journalctl", "--rotate")
     trimmed = run("fstrim", "/").returncode == 0  # tells a flash card that the old blocks are free
     return {"changed": bool(did), "did": did, "trimmed": trimmed}

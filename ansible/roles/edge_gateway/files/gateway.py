@@ -6,6 +6,7 @@ wrong is said on standard error, with exit code 1. Whatever is written appears u
 whole: cut off anywhere, by a dead connection or a power cut, the next call completes it. Nothing secret is printed.
 """
 
+import contextlib
 import grp
 import hashlib
 import json
@@ -14,6 +15,7 @@ import pwd
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -28,7 +30,7 @@ STORE, PLAIN = Path("/etc/credstore.encrypted"), Path("/etc/credstore")
 DATA = Path("/var/lib/edge-agent")
 UNITS = Path("/etc/systemd/system")
 SETTLED = ETC / ".settled"  # what the running services were started with
-AGENT, FORWARDER = "edge-agent.service", "cloud-sync.service"
+AGENT, FORWARDER, TARGET = "edge-agent.service", "cloud-sync.service", "bedside-edge.target"
 KEK, NEXT = "edge-agent.kek", "edge-agent.kek-next"
 TURN = UNITS / "edge-agent-rotate.service"
 ARMED_S = 60  # a loaded Raspberry Pi needs some seconds, an emulated machine half a minute
@@ -96,9 +98,6 @@ def destroy(path: Path) -> bool:
     return True
 
 
-# what there is
-
-
 def look(wanted: Answer) -> Answer:
     """System, room on the disk, missing packages, users, releases, certificate."""
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', text(Path("/etc/os-release")), re.MULTILINE))
@@ -114,7 +113,9 @@ def look(wanted: Answer) -> Answer:
         "systemd": int(numbers[1]) if numbers and text(Path("/proc/1/comm")).strip() == "systemd" else 0,
         "free_mb": disk.f_bavail * disk.f_frsize // 2**20,
         "missing": _missing(packages),
-        "users": all(run("getent", "passwd", user, check=False).returncode == 0 for user in ("edge-agent", "cloud-sync")),
+        "users": all(
+            run("getent", "passwd", user, check=False).returncode == 0 for user in ("edge-agent", "cloud-sync")
+        ),
         "current": _version(OPT / "current"),
         "previous": _version(OPT / "previous"),
         "manifest": text(OPT / "current" / "manifest.json"),
@@ -157,9 +158,9 @@ def _certificate(wanted: Answer) -> Answer:
     return {"due": due, "serial": serial}
 
 
-def _name(pem: Path) -> str:
-    line = run("openssl", "x509", "-in", str(pem), "-noout", "-subject", "-nameopt", "multiline").stdout.decode()
-    found = re.search(r"commonName\s*=\s*(.*)", line)
+def _name(path: Path, kind: str = "x509") -> str:
+    done = run("openssl", kind, "-in", str(path), "-noout", "-subject", "-nameopt", "multiline", check=False)
+    found = re.search(r"commonName\s*=\s*(.*)", done.stdout.decode())
     return found[1].strip() if found else ""
 
 
@@ -181,16 +182,13 @@ def _signed_by(pem: Path, authority: str) -> bool:
         os.close(reading)
 
 
-# client key and certificate: made here, and only the request leaves
-
-
 def request(wanted: Answer) -> Answer:
     """The signing request of a new key, or of the one that an interrupted run has left."""
     folder = PKI / "next"
     key, csr = folder / "client.key", folder / "client.csr"
     user = str(wanted["user"])
     changed = False
-    if not (key.exists() and csr.exists() and f"CN = {wanted['name']}\n" in _subject(csr)):
+    if not (key.exists() and csr.exists() and _name(csr, "req") == wanted["name"]):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o711)
         folder.chmod(0o711)  # whatever the umask was
@@ -199,11 +197,6 @@ def request(wanted: Answer) -> Answer:
         place(csr, run("openssl", "req", "-new", "-key", str(key), "-subj", f"/CN={wanted['name']}").stdout, 0o644)
         changed = True
     return {"changed": changed, "csr": csr.read_text()}
-
-
-def _subject(csr: Path) -> str:
-    line = run("openssl", "req", "-in", str(csr), "-noout", "-subject", check=False).stdout.decode()
-    return line.replace("CN=", "CN = ").replace("CN =  ", "CN = ")
 
 
 def accept(wanted: Answer) -> Answer:
@@ -239,11 +232,8 @@ def _link(path: Path, target: str) -> None:
     flush(path.parent)
 
 
-# secrets that only this machine opens
-
-
 def credentials(wanted: Answer) -> Answer:
-    """Have each secret as a credential, and the drop-ins that load them; the buffer's key is made here unless it is given.
+    """Have each secret as a credential, and the drop-ins that load them; a buffer's key that is not given is made.
 
     Sealed by systemd-creds; before systemd 250 there is none, and a file that only root may read takes its place.
     """
@@ -304,33 +294,39 @@ def _seal(name: str, data: bytes, file: str = "", *, seal: bool = True) -> None:
     place(folder / (file or name), data, 0o600)
 
 
-# configuration and services
-
-
 def settle(wanted: Answer) -> Answer:
-    """Restart what runs with other files than there are now; back to the old configuration when that fails."""
+    """Restart what runs with other files than there are now; back to the old configuration when that fails.
+
+    With `adopt` the agent was started by the installer a moment ago, with these files.
+    """
     if not _version(OPT / "current"):
         return {"changed": False, "did": []}
     now, before, did = _digests(), _settled(), []
     old = GOOD.read_bytes() if GOOD.exists() else None
     up = _state(AGENT) == "active"
-    if before.get("agent") != now["agent"] or not up:
+    if not up or (before.get("agent") != now["agent"] and not wanted["adopt"]):
         did.append("restarted the agent" if up else "started the agent")
         if not wanted["check"]:
-            _restart_agent(old)
+            _restart_agent(old, announce=up, at_once=bool(wanted["at_once"]))
     if before.get("forwarder") != now["forwarder"] or _state(FORWARDER) in ("inactive", "failed"):
         did.append("restarted the forwarder")
         if not wanted["check"]:
             run("systemctl", "reset-failed", FORWARDER, check=False)
             run("systemctl", "restart", "--no-block", FORWARDER)  # it may wait for its broker for days
-    if did and not wanted["check"]:
+    if _state(TARGET) != "active" and not _state(TARGET, "Job"):
+        did.append(f"started {TARGET}")
+        if not wanted["check"]:
+            run("systemctl", "start", "--no-block", TARGET)
+    if (did or before != now) and not wanted["check"]:
         place(GOOD, CONFIG.read_bytes(), 0o640, "root", "bedside-edge")
         place(SETTLED, json.dumps(now).encode(), 0o600)
     return {"changed": bool(did), "did": did}
 
 
-def _restart_agent(old: bytes | None) -> None:
+def _restart_agent(old: bytes | None, *, announce: bool, at_once: bool) -> None:
     run("systemctl", "daemon-reload")
+    if announce:
+        _announce(at_once)
     if (why := _start(restart=True)) is None:
         return
     refused = CONFIG.read_bytes()
@@ -343,6 +339,21 @@ def _restart_agent(old: bytes | None) -> None:
     again = _start(restart=True)
     then = "the configuration before is back and alarms are armed" if again is None else f"with the one before: {again}"
     raise Problem(f"with the new configuration (kept as edge-agent.toml.refused) {why}\n  {then}")
+
+
+def _announce(at_once: bool) -> None:
+    """Let the agent say at the bedside that it goes for a moment; Problem when it must not go now."""
+    asked = {"op": "announce", "reason": "configuration", "version": _version(OPT / "current"), "now": at_once}
+    with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(5)
+        connection.connect("/run/edge-agent/control.sock")
+        connection.sendall(json.dumps(asked).encode() + b"\n")
+        with connection.makefile("rb") as lines:
+            reply = json.loads(lines.readline())
+        if not reply.get("ok") and "unknown op" not in str(reply.get("error")):
+            raise Problem(
+                f"not now: {reply.get('error')}\n  run the playbook again later, or with -e edge_gateway_now=true"
+            )
 
 
 def _start(*, restart: bool) -> str | None:
@@ -360,8 +371,8 @@ def _start(*, restart: bool) -> str | None:
     return f"the agent did not come up: {last.strip()}"
 
 
-def _state(unit: str) -> str:
-    return run("systemctl", "show", "--value", "--property=ActiveState", unit, check=False).stdout.decode().strip()
+def _state(unit: str, of: str = "ActiveState") -> str:
+    return run("systemctl", "show", "--value", f"--property={of}", unit, check=False).stdout.decode().strip()
 
 
 def _settled() -> dict[str, str]:
@@ -386,12 +397,9 @@ def _files(folder: Path) -> list[Path]:
 def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        if file.is_file() and file.name not in (GOOD.name, f"{NEXT}"):
+        if file.is_file() and file.name not in (NEXT, f"{KEK}.new", f"{KEK}.old"):
             digest.update(f"{file}\0{file.stat().st_size}\0".encode() + file.read_bytes())
     return digest.hexdigest()
-
-
-# changing the key of the buffer
 
 
 def rotate(wanted: Answer) -> Answer:
@@ -400,7 +408,7 @@ def rotate(wanted: Answer) -> Answer:
     A unit of its own does it, ordered before the agent: should the power go in the middle, it runs at the next boot,
     before an agent could start with a key that is no longer the right one. Last, it moves the new key to its place.
     """
-    fresh, following = STORE / f"{KEK}.new", STORE / NEXT
+    fresh, following, old = STORE / f"{KEK}.new", STORE / NEXT, STORE / f"{KEK}.old"
     if not (STORE / KEK).exists():
         raise Problem(f"{STORE / KEK}: there is none; a key in a file or a TPM is changed by hand, see docs/keys.md")
     if not (fresh.exists() and following.exists()):
@@ -408,11 +416,14 @@ def rotate(wanted: Answer) -> Answer:
         key = secrets.token_bytes(32) if not wanted.get("value") else bytes.fromhex(str(wanted["value"]))
         _seal(NEXT, key)
         _seal(KEK, key, f"{KEK}.new")
+    if not old.exists():
+        os.link(STORE / KEK, old)  # to be overwritten where it lies once nothing needs it
     place(TURN, _turn_unit().encode(), 0o644)
     wants = UNITS / f"{AGENT}.wants"
     wants.mkdir(exist_ok=True)
     _link(wants / TURN.name, str(TURN))
     run("systemctl", "daemon-reload")
+    _announce(bool(wanted["at_once"]))
     began = time.monotonic()
     run("systemctl", "stop", AGENT)
     turned = run("systemctl", "start", TURN.name, check=False)
@@ -424,9 +435,18 @@ def rotate(wanted: Answer) -> Answer:
         raise Problem(f"the keys were not changed: {said.strip()}\n  the agent runs; run the playbook again")
     if why:
         raise Problem(why)
-    _forget_turn()
+    aside = [path for path in DATA.glob("quarantine/*") if path.is_dir()]  # sealed under older keys
+    for path in (following, *([] if aside else [old])):
+        destroy(path)
+    (wants / TURN.name).unlink(missing_ok=True)
+    TURN.unlink(missing_ok=True)
+    run("systemctl", "daemon-reload")
     place(SETTLED, json.dumps(_digests()).encode(), 0o600)
-    return {"changed": True, "down_s": round(down, 1)}
+    return {
+        "changed": True,
+        "down_s": round(down, 1),
+        "old_key": f"kept for {DATA}/quarantine" if aside else "destroyed",
+    }
 
 
 def _turn_unit() -> str:
@@ -449,17 +469,7 @@ ExecStartPost=+/bin/sync -f {STORE}
 """
 
 
-def _forget_turn() -> None:
-    destroy(STORE / NEXT)
-    (UNITS / f"{AGENT}.wants" / TURN.name).unlink(missing_ok=True)
-    TURN.unlink(missing_ok=True)
-    run("systemctl", "daemon-reload")
-
-
-WAYS = {
-    way.__name__: way
-    for way in (look, request, accept, credentials, settle, rotate)
-}  # fmt: skip
+WAYS = {way.__name__: way for way in (look, request, accept, credentials, settle, rotate)}
 
 
 def main() -> int:
