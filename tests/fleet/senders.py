@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
+
+from drivers.sim.oximeter import packet_2
 
 DEADLINE_S = 60.0
 
@@ -81,3 +84,28 @@ class Monitor:
                 if self._every_s:
                     with self._changed:
                         self._changed.wait(self._every_s)
+
+
+class Oximeter:
+    """A Nonin oximeter at the far end of a serial line: format 2, three packets a second, whether anybody reads or not."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self.spo2, self.pulse_rate = 96, 71
+        self._line = line
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="oximeter")
+
+    def __enter__(self) -> Oximeter:
+        self._line.setblocking(False)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(DEADLINE_S)
+        self._line.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(1 / 3):
+            with contextlib.suppress(BlockingIOError):  # nothing is plugged in that takes it
+                self._line.send(packet_2(self.spo2, self.pulse_rate))

@@ -6,8 +6,7 @@ The pulses are those of the specification that docs/alarms.md repeats, in millis
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -15,11 +14,11 @@ import pytest
 
 from tests.fleet.emulated_gateway import BOARD_LINES, CHIP, PERIPHERAL, Gateway
 from tests.fleet.senders import Monitor
+from tests.fleet.waiting import DEADLINE_S, until
 
 BUZZER, RED, YELLOW, CYAN, HEARTBEAT, BUTTON = 17, 22, 23, 24, 25, 27
 HIGH_BURST = (0, 250, 500, 1000, 1250, 2100, 2350, 2600, 3100, 3350)
 LATE_MS = 60  # an emulated processor that other work interrupts; pulses of HIGH are 100 ms apart
-DEADLINE_S = 60.0
 TABLES = (
     '[[bed]]\nid = "ICU-1"\npreset = "immediate"\nlocation = "ICU^^1"',
     '[[source]]\nname = "monitor"\ndriver = "hl7"\nlink = "mllp-listen://0.0.0.0:2575"',
@@ -51,7 +50,7 @@ def watching(gateway: Gateway) -> Iterator[Watched]:
     """Looks at all lines in the guest meanwhile; what changed is there afterwards, and as it comes."""
     watched = Watched()
     lines = " ".join(str(line) for line in (BUZZER, RED, YELLOW, CYAN, HEARTBEAT))
-    with gateway.machine.stream(f"exec python3 -S -E /{PERIPHERAL}/line_watch.py {BOARD_LINES} {lines}") as output:
+    with gateway.machine.stream(f"exec python3 -S -E /{PERIPHERAL}/line_watch.py {BOARD_LINES} {lines}") as (_, output):
         first = output.readline().split()
 
         def follow() -> None:
@@ -65,13 +64,6 @@ def watching(gateway: Gateway) -> Iterator[Watched]:
         reader.start()
         yield watched
     reader.join(DEADLINE_S)
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = DEADLINE_S) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come within {seconds:.0f} s"
-        time.sleep(0.2)
 
 
 def levels(gateway: Gateway) -> list[int]:

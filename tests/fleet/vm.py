@@ -189,13 +189,13 @@ class Emulated:
         return done.stdout
 
     @contextlib.contextmanager
-    def stream(self, command: str) -> Iterator[IO[str]]:
-        """What a shell command in the guest prints, as it comes; its input ends with the with-block, and so must it."""
+    def stream(self, command: str) -> Iterator[tuple[IO[str], IO[str]]]:
+        """Input and output of a shell command in the guest; its input ends with the with-block, and so must it."""
         command_line = [*self.ssh_command(), "root@127.0.0.1", command]
         with subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None and process.stdout is not None
             try:
-                yield process.stdout
+                yield process.stdin, process.stdout
             finally:
                 process.stdin.close()
                 try:
@@ -239,8 +239,22 @@ class Emulated:
                 return reply["return"]
             assert "error" not in reply, f"{command}: {reply}"
 
+    def plug(self, name: str, port: int, *, wired: bool = True) -> None:
+        """Plugs a USB serial adapter with this serial number into a socket; `wired` to what `serial` gives."""
+        chardev = "adapter" if wired else f"open-{name}"
+        if not wired:
+            self.qmp("chardev-add", id=chardev, backend={"type": "null", "data": {}})
+        self.qmp(
+            "device_add", driver="usb-serial", id=name, serial=name, chardev=chardev, bus="usb.0", port=str(port),
+            **{"always-plugged": True},
+        )  # fmt: skip
+
+    def unplug(self, name: str) -> None:
+        """Pulls an adapter out of its socket."""
+        self.qmp("device_del", id=name)
+
     def serial(self) -> socket.socket:
-        """The far end of the USB serial adapter: what is sent here is what the guest's adapter receives."""
+        """The far end of the wired adapter's line: what is sent here the guest's serial port receives."""
         line = socket.socket(socket.AF_UNIX)
         line.connect(str(self._sockets / "serial"))
         return line
