@@ -32,6 +32,10 @@ def build(
 ) -> Path:
     """Path of the new bundle, its .sig and installer.pyz beside it. Raises: Stop."""
     commit = _commit(checkout, dirty)
+    found = {} if wheels is None else {f"wheels/{path.name}": path for path in wheels.glob("*.whl")}
+    if wheels is not None and not found:
+        raise Stop(BUNDLE, f"{wheels}: no wheels there", "pip download -r requirements.lock -d DIR fills it")
+    _signature(b"whether this key can sign", sign_key)
     with tempfile.TemporaryDirectory(prefix="bedside-edge-") as name:
         work = Path(name)
         copy = work / "source"
@@ -40,12 +44,7 @@ def build(
         wheel = _wheel(copy, work)
         files = {wheel.name: wheel, "requirements.lock": copy / "requirements.lock"}
         files |= {str(path.relative_to(copy)): path for path in (copy / "systemd").rglob("*") if path.is_file()}
-        if wheels is not None:
-            found = {f"wheels/{path.name}": path for path in wheels.glob("*.whl")}
-            if not found:
-                raise Stop(BUNDLE, f"{wheels}: no wheels there", "pip download -r requirements.lock -d DIR fills it")
-            files |= found
-        return pack(files, wheel.name, version, _python_range(copy), commit, out, sign_key)
+        return pack(files | found, wheel.name, version, _python_range(copy), commit, out, sign_key)
 
 
 def pack(
@@ -90,6 +89,10 @@ def pack(
 def sign(stated: dict[str, Any], target: Path, key: Path) -> None:
     """Write a line of JSON and its Ed25519 signature. Raises: Stop when the key cannot be used."""
     line = json.dumps(stated, sort_keys=True).encode()
+    target.write_bytes(line + b"\n" + base64.b64encode(_signature(line, key)) + b"\n")
+
+
+def _signature(line: bytes, key: Path) -> bytes:
     with tempfile.TemporaryDirectory(prefix="bedside-edge-") as name:
         content = Path(name) / "line"
         content.write_bytes(line)
@@ -100,7 +103,7 @@ def sign(stated: dict[str, Any], target: Path, key: Path) -> None:
         raise Stop(
             BUNDLE, f"{key}: cannot sign: {said[0]}", "openssl genpkey -algorithm ed25519 -out KEY.pem makes one"
         )
-    target.write_bytes(line + b"\n" + base64.b64encode(done.stdout) + b"\n")
+    return done.stdout
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

@@ -85,8 +85,8 @@ def _check_signature(line: bytes, seal: bytes, trusted: Path, signature: Path) -
             text = key.read_text("ascii")
             if key.stat().st_mode & 0o022:
                 raise ValueError("others than its owner may write it: chmod 0644")
-            expires = re.search(r"^expires:?\s+(\S+)\s*$", text.partition("-----BEGIN")[0], re.M | re.I)
-            last = datetime.date.fromisoformat(expires[1]) if expires else datetime.date.max
+            expires = re.search(r"^expires\b:?(.*)$", text.partition("-----BEGIN")[0], re.M | re.I)
+            last = datetime.date.fromisoformat(expires[1].strip()) if expires else datetime.date.max
         except (OSError, ValueError) as error:
             problems.append(f"{key}: cannot be used: {getattr(error, 'strerror', None) or error}")
             continue

@@ -1,4 +1,4 @@
-"""A gateway that releases are installed on: signed bundles, a booted machine, and a monitor that never stops sending."""
+"""A gateway that releases are installed on: signed bundles, a booted machine, a monitor that never stops sending."""
 
 from __future__ import annotations
 
