@@ -1,4 +1,4 @@
-"""Small releases for tests of the installer: real signatures, archives and files, and an environment that takes no time.
+"""Small releases for tests of the installer: real signatures, archives and files, an environment that takes no time.
 
 The environment is a shell script in the place of Python that answers what the installer asks of a new release. That a
 real one is made, by real pip, has tests of its own; that systemd does what it is told is tested on a booted machine.

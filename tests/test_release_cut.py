@@ -16,6 +16,9 @@ from edge_agent.release.installer import RECOVER, Installer
 OTHER = ("edge-agent.service", "bedside-edge.target", "edge-agent.service.d/extra.conf")
 
 
+Prepared = tuple[Path, Path]  # a folder with a gateway in `root`, and the bundle of its next release
+
+
 def installer(folders: Folders, steps: list[str] | None = None) -> Installer:
     step = (lambda _name: None) if steps is None else steps.append
     return Installer(folders, NoServices(), say=lambda _text: None, socket=Path("/nowhere"), step=step)
@@ -62,18 +65,18 @@ def victims() -> Iterator[Victims]:
     made.close()
 
 
-def fresh(prepared: tuple[Path, Path], tmp_path: Path, name: str) -> Folders:
+def fresh(prepared: Prepared, tmp_path: Path, name: str) -> Folders:
     shutil.copytree(prepared[0] / "root", tmp_path / name, symlinks=True)
     return gateway(tmp_path / name, prepared[0] / "trusted")
 
 
-def steps_of(prepared: tuple[Path, Path], tmp_path: Path) -> list[str]:
+def steps_of(prepared: Prepared, tmp_path: Path) -> list[str]:
     steps: list[str] = []
     installer(fresh(prepared, tmp_path, "counted"), steps).install(prepared[1])
     return steps
 
 
-def test_the_steps_are_many_enough_to_mean_something(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_steps_are_many_enough_to_mean_something(prepared: Prepared, tmp_path: Path) -> None:
     steps = steps_of(prepared, tmp_path)
     for name in ("unpack", "environment", "synced", "built", "note", "previous", "units", "current", "pointed",
                  "settled", "clean"):  # fmt: skip
@@ -81,9 +84,7 @@ def test_the_steps_are_many_enough_to_mean_something(prepared: tuple[Path, Path]
     assert len(steps) >= 14
 
 
-def test_killed_at_any_step_it_boots_and_completes(
-    prepared: tuple[Path, Path], tmp_path: Path, victims: Victims
-) -> None:
+def test_killed_at_any_step_it_boots_and_completes(prepared: Prepared, tmp_path: Path, victims: Victims) -> None:
     steps = steps_of(prepared, tmp_path)
     for at, name in enumerate(steps):
         folders = fresh(prepared, tmp_path, f"boot-{at}")
@@ -104,7 +105,7 @@ def test_killed_at_any_step_it_boots_and_completes(
 
 
 def test_killed_at_any_step_the_next_run_completes_without_a_boot(
-    prepared: tuple[Path, Path], tmp_path: Path, victims: Victims
+    prepared: Prepared, tmp_path: Path, victims: Victims
 ) -> None:
     for at, name in enumerate(steps_of(prepared, tmp_path)):
         folders = fresh(prepared, tmp_path, f"run-{at}")
@@ -114,9 +115,7 @@ def test_killed_at_any_step_the_next_run_completes_without_a_boot(
         shutil.rmtree(folders.root)
 
 
-def test_killed_while_it_undoes_it_is_undone_in_the_end(
-    prepared: tuple[Path, Path], tmp_path: Path, victims: Victims
-) -> None:
+def test_killed_while_it_undoes_it_is_undone_in_the_end(prepared: Prepared, tmp_path: Path, victims: Victims) -> None:
     steps = steps_of(prepared, tmp_path)
     reached = 0
     for at in range(20):
@@ -131,7 +130,7 @@ def test_killed_while_it_undoes_it_is_undone_in_the_end(
     assert reached >= 6
 
 
-def test_a_rollback_killed_at_any_step(prepared: tuple[Path, Path], tmp_path: Path, victims: Victims) -> None:
+def test_a_rollback_killed_at_any_step(prepared: Prepared, tmp_path: Path, victims: Victims) -> None:
     reached = 0
     for at in range(30):
         folders = fresh(prepared, tmp_path, f"back-{at}")
@@ -147,9 +146,7 @@ def test_a_rollback_killed_at_any_step(prepared: tuple[Path, Path], tmp_path: Pa
     assert reached >= 8
 
 
-def test_the_first_installation_killed_at_any_step(
-    prepared: tuple[Path, Path], tmp_path: Path, victims: Victims
-) -> None:
+def test_the_first_installation_killed_at_any_step(prepared: Prepared, tmp_path: Path, victims: Victims) -> None:
     for at in range(30):
         folders = gateway(tmp_path / f"first-{at}", prepared[0] / "trusted")
         if not victims.killed(folders, str(prepared[1]), at):
@@ -160,7 +157,7 @@ def test_the_first_installation_killed_at_any_step(
     assert at >= 12
 
 
-def test_a_note_that_cannot_be_read_leaves_what_is_in_force(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_note_that_cannot_be_read_leaves_what_is_in_force(prepared: Prepared, tmp_path: Path) -> None:
     folders = fresh(prepared, tmp_path, "torn")
     folders.note.write_bytes(b'{"from": "0.9')
     installer(folders).recover()

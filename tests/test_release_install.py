@@ -110,7 +110,7 @@ def test_the_same_again_does_nothing(bench: Bench) -> None:
 def test_another_build_of_the_same_number_is_refused(bench: Bench) -> None:
     bench.install("1.0.0")
     path = bench.bundle("1.0.0", units=SPARE)
-    with pytest.raises(Stop, match="another build of 1.0.0 is there"):
+    with pytest.raises(Stop, match=r"another build of 1.0.0 is there"):
         bench.installer.install(path)
     assert bench.versions() == ("1.0.0", "", "1.0.0")
 
@@ -161,7 +161,7 @@ def test_what_is_not_trusted_changes_nothing(bench: Bench) -> None:
     for key in bench.folders.trusted.iterdir():
         key.unlink()
     bench.refuses(BUNDLE, "no key is trusted yet")
-    with pytest.raises(Stop, match="none.tar: No such file"):
+    with pytest.raises(Stop, match=r"none.tar: No such file"):
         bench.installer.install(bench.folder / "none.tar")
 
 
@@ -224,7 +224,7 @@ def _both(ward: Ward) -> object:
 
 def test_when_nothing_is_well_it_says_so(bench: Bench) -> None:
     bench.ward.dying.add("1.0.0")
-    with pytest.raises(Stop, match="1.0.0 is installed, and is not well") as stop:
+    with pytest.raises(Stop, match=r"1.0.0 is installed, and is not well") as stop:
         bench.install("1.0.0")
     assert stop.value.code == UNHEALTHY
     bench.ward.dying.clear()
