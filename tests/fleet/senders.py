@@ -87,7 +87,7 @@ class Monitor:
 
 
 class Oximeter:
-    """A Nonin oximeter at the far end of a serial line: format 2, three packets a second, whether anybody reads or not."""
+    """A Nonin oximeter at the end of a serial line: format 2, three packets a second, whether anybody reads or not."""
 
     def __init__(self, line: socket.socket) -> None:
         self.spo2, self.pulse_rate = 96, 71
