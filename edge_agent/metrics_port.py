@@ -69,6 +69,8 @@ class MetricsPort:
 
     def close(self) -> None:
         """End the thread and every connection; waits at most for the answer of a loop that hangs."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._answered.set()
         self._wake_in.send(b"x")

@@ -251,10 +251,12 @@ async def test_the_port_tells_nothing_of_a_patient(tmp_path: Path) -> None:
         monitor = await dial(bedside.port)
         monitor.send(frame(1, 3, 81.0))
         await monitor.reply()
+        assert agent.risk is not None
+        agent.risk._drift.add("scored", "", 0.25, [81.0] * 7, [97.0] * 7, [2.0] * 7)
         text = await scraped(agent)
         inside = agent.operations.metrics()
         monitor.close()
-    assert "edge_agent_model_total" in text and "edge_agent_model_drift" in inside
+    assert "mean_risk" in inside and "edge_agent_model_total" in text and "edge_agent_model_drift" in inside
     for word in ("CANARY", "ICU-3", "drift", "mean_risk", " 81", "spo2"):
         assert word not in text, word
 

@@ -156,5 +156,5 @@ def check_sound(loaded: Loaded, root: Path = SYSTEM) -> Iterator[Finding]:
 
 def _card_of(device: str) -> str:
     """The card that an ALSA device names, by number or name; empty when ALSA's configuration chooses."""
-    found = re.search(r"(?:CARD=|^(?:plug)?hw:)([A-Za-z0-9_]+)", device)
+    found = re.search(r"CARD=([A-Za-z0-9_]+)", device) or re.match(r"(?:plug)?hw:([A-Za-z0-9_]+)", device)
     return found[1] if found else ""
