@@ -11,17 +11,15 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from supply.lock import pins
+from supply.wheels import download
 from tests.fleet import image
 
 SUITE = "bookworm"
 PACKAGES = ("python3", "python3-venv", "ca-certificates", "libasound2")
-# glibc 2.36 of Debian 12 and 2.35 of Ubuntu 22.04 run all of these
-PLATFORMS = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 24, 27, 28, 31, 34, 35)))
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _NAME = "bedside-edge-aarch64"
 # the first bytes of a 64 bit, little endian ELF program for machine 183, and which of their bits count
@@ -32,7 +30,7 @@ _MASK = r"\xff" * 7 + r"\x00" + r"\xff" * 8 + r"\xfe\xff\xff\xff"
 def wheels(python: str) -> Path:
     """Folder with the wheels of requirements.lock for arm64 and a Python version like 3.13, hashes checked by pip.
 
-    Raises: subprocess.CalledProcessError when a package has none.
+    Raises: LockError when a package has none.
     """
     lock = (image.REPOSITORY / "requirements.lock").read_bytes()
     target = image.CACHE / f"wheels-arm64-{python}-{image.digest(lock)}"
@@ -41,30 +39,9 @@ def wheels(python: str) -> Path:
     image.CACHE.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    # pip looks at markers with the Python that it runs in, whatever it is asked for: they are looked at here
-    wanted = partial / "wanted"
-    wanted.write_text(
-        "".join(
-            f"{pin.name}=={pin.version} {' '.join(f'--hash=sha256:{each}' for each in pin.hashes)}\n"
-            for pin in pins(python=python)
-        )
-    )
-    download(python, wanted, partial)
-    wanted.unlink()
+    download(pins(python=python), python, "aarch64", partial)
     partial.rename(target)
     return target
-
-
-def download(python: str, lock: Path, target: Path) -> None:
-    """Fetch the wheels of a lock for arm64. Raises: subprocess.CalledProcessError with pip's words."""
-    platforms = [word for each in PLATFORMS for word in ("--platform", each)]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes",
-         "--no-deps", "--only-binary=:all:", *platforms, "--python-version", python,
-         "-r", str(lock), "-d", str(target)],
-        check=True, timeout=900, capture_output=True, text=True,
-    )  # fmt: skip
 
 
 def emulator() -> Path | None:

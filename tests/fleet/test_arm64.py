@@ -5,12 +5,11 @@ Resolved from any machine. That they run is tried by `make test-arm64`, every ni
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from supply import lock
+from supply import lock, wheels
 from tests.fleet import arm64
 
 
@@ -26,7 +25,11 @@ def test_every_package_has_a_wheel_for_arm64(python: str) -> None:
 
 def test_a_wheel_that_is_not_the_lock_s_is_refused(tmp_path: Path) -> None:
     """Hashes count for arm64, too."""
-    (tmp_path / "lock").write_text(f"h11==0.16.0 --hash=sha256:{'0' * 64}\n")
-    with pytest.raises(subprocess.CalledProcessError) as failed:
-        arm64.download("3.11", tmp_path / "lock", tmp_path / "wheels")
-    assert "DO NOT MATCH THE HASHES" in failed.value.stderr
+    with pytest.raises(lock.LockError, match="DO NOT MATCH THE HASHES"):
+        wheels.download([lock.Pin("h11", "0.16.0", ("0" * 64,), ())], "3.11", "aarch64", tmp_path)
+
+
+def test_a_package_without_a_wheel_is_named(tmp_path: Path) -> None:
+    pin = lock.Pin("pyobjc-core", "13.0", ("0" * 64,), ())
+    with pytest.raises(lock.LockError, match=r"no wheels for Python 3\.13 on aarch64"):
+        wheels.download([pin], "3.13", "aarch64", tmp_path)
