@@ -113,6 +113,7 @@ class Button:
         self.bed = settings.bed
         self._settings, self._on_press, self._on_fault = settings, on_press, on_fault
         self._fault = ""
+        self.presses = 0  # short ones since the start, for whoever tests the button
         self._closing = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
@@ -222,6 +223,7 @@ class Button:
             elif press == "free":
                 self._tell("")
             else:
+                self.presses += press == "short"
                 self._on_press(self.bed, press)
 
     def _tell(self, detail: str) -> None:

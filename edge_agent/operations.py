@@ -312,7 +312,10 @@ class Operations:
         return [{"kind": each.name, "fault": each.fault, "test": each.test_result} for each in self._agent.annunciators]
 
     def _buttons(self) -> list[dict[str, Any]]:
-        return [{"name": each.name, "bed": each.bed, "fault": each.fault} for each in self._agent.buttons]
+        return [
+            {"name": each.name, "bed": each.bed, "fault": each.fault, "presses": each.presses}
+            for each in self._agent.buttons
+        ]
 
     def _log(self) -> dict[str, Any]:
         log = self._agent.log

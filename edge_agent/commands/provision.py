@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
-import re
 import sys
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from edge_agent import NOTICE
 from edge_agent.commands import doctor
+from edge_agent.commands.doctor_beds import FOLDER, check_acceptance
 from edge_agent.config import Loaded, load
 from edge_agent.control import ControlClient, Refused
 from edge_agent.links import LinkError
@@ -54,7 +57,7 @@ def _add_provision(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
     run.add_argument("--steps", action="store_true", help="list the steps and end")
     run.add_argument("--write", type=Path, metavar="FILE", help="where a configuration goes that lacked something")
     run.add_argument("--replace", action="store_true", help="also over an existing FILE")
-    run.add_argument("--record", type=Path, metavar="FILE.json", help="the record; a page .html goes beside it")
+    run.add_argument("--record", type=Path, metavar="FILE.json", help="the record, by default the bed's in data_dir")
     run.add_argument("--record-values", action="store_true", help="values of the simulator too, not deviations alone")
     run.add_argument("--acceptance-key", metavar="SPEC", help="file:PATH or credential:NAME; in data_dir, if not told")
     run.add_argument("--listen-seconds", type=_seconds, default=10.0, metavar="S", help="at most, for the protocol")
@@ -131,35 +134,50 @@ def _provision(
         press_s=arguments.press_seconds, scan_s=arguments.scan_seconds, adapter=arguments.adapter, hci=arguments.hci,
         with_values=arguments.record_values,
     )  # fmt: skip
+    checks = [check for check in doctor.CHECKS if check is not check_acceptance]  # which this run is about
+    session = Session(wanted, talk, checks)
     started = now()
-    session = Session(wanted, talk, doctor.CHECKS)
-    results = session.run()
-    ok = all(each.outcome != "failed" for each in results if each.step in steps)
-    print()
-    if arguments.write is not None and session.proposal is not None and _passed(session, "configuration"):
-        _publish(session.proposal.text, arguments.write, replace=arguments.replace)
-        print(f"configuration: {arguments.write}")
+    try:
+        session.run()
+        print()
+        if arguments.write is not None and session.proposal is not None and _passed(session, "configuration"):
+            with _telling(arguments.write):
+                session.proposal.publish(arguments.write, replace=arguments.replace)
+            print(f"configuration: {arguments.write}")
+    finally:
+        session.close()
     if place is None:
+        ok = all(each.outcome != "failed" for each in session.results if each.step in steps)
         print("partial run: " + ("all of these steps passed" if ok else "not all of these steps passed"))
         return 0 if ok else 1
-    loaded = session.loaded
+    signer = signer or signing.make_signer(Path(_key_spec(arguments, present).partition(":")[2]))
+    return _write_record(arguments, session, place, signer, engineer, started)
+
+
+def _write_record(
+    arguments: argparse.Namespace, session: Session, place: Path, signer: signing.Signer, engineer: dict[str, str],
+    started: str,
+) -> int:  # fmt: skip
+    loaded, bed = session.loaded, session.wanted.bed
     said = records.build(
         gateway=loaded.config.gateway.id if loaded is not None else "",
-        bed=bed, engineer=engineer, results=results, devices=session.devices(), clock=clock_quality(),
+        bed=bed, engineer=engineer, results=session.results, devices=session.devices(), clock=clock_quality(),
         configuration={
             "file": str(arguments.write or arguments.config),
             "sha256": session.proposal.sha256 if session.proposal is not None else "",
         },
         started=started, ended=now(), with_values=arguments.record_values,
     )  # fmt: skip
-    signer = signer or signing.make_signer(Path(_key_spec(arguments, present).partition(":")[2]))
     text = records.signed(said, signer)
-    _publish(text, place, replace=False)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    _publish(page(said, signer.fingerprint, digest), place.with_suffix(".html"), replace=False)
-    accepted, reason = verdict(results)
-    print(f"record: {place}\npage to print and sign: {place.with_suffix('.html')}")
-    print(f"acceptance key: {signer.fingerprint}")
+    sheet = place.with_suffix(".html")
+    with _telling(place):
+        _make_way(place)
+    for path, content in ((place, text), (sheet, page(said, signer.fingerprint, digest))):
+        with _telling(path):
+            publish(content, path, replace=False, mode=0o644)  # it holds no secret, and doctor reads it as anybody
+    accepted, reason = verdict(session.results)
+    print(f"record: {place}\npage to print and sign: {sheet}\nacceptance key: {signer.fingerprint}")
     print(f"\nBed {bed}: {'ACCEPTED' if accepted else 'NOT ACCEPTED'}: {reason}")
     return 0 if accepted else 1
 
@@ -179,29 +197,44 @@ def _bed(arguments: argparse.Namespace, talk: Talk, answers: Answers | None, pre
 
 
 def _place(arguments: argparse.Namespace, present: Loaded | None, bed: str) -> Path:
-    """Where the record goes; neither it nor its page may be there already."""
-    gateway = present.config.gateway.id if present is not None else "gateway"
-    stamp = re.sub(r"[^0-9T]", "", now())
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", f"acceptance-{gateway}-{bed}-{stamp}") + ".json"
-    place: Path = arguments.record or Path(name)
-    if place.suffix != ".json":
-        raise _Stop(f"--record {place}: the record is a .json file\n  give a name that ends in .json")
-    for path in (place, place.with_suffix(".html")):
-        if path.exists():
-            raise _Stop(f"{path} exists already: a record is never overwritten\n  give another name with --record")
-    if not os.access(place.parent, os.W_OK):
-        raise _Stop(f"{place.parent}: nothing can be written there\n  give a place for the record with --record")
+    """Where the record goes. One that was named may not be there already; the bed's own one makes way for the new."""
+    if arguments.record is None:
+        place = _data_dir(present) / FOLDER / f"{bed.replace('/', '-')}.json"
+    else:
+        place = arguments.record
+        if place.suffix != ".json":
+            raise _Stop(f"--record {place}: the record is a .json file\n  give a name that ends in .json")
+        for path in (place, place.with_suffix(".html")):
+            if path.exists():
+                raise _Stop(f"{path} exists already: a record is never overwritten\n  give another name with --record")
+    folder = next(each for each in place.absolute().parents if each.exists())
+    if not os.access(folder, os.W_OK):
+        raise _Stop(f"{folder}: nothing can be written there\n  run as root, or give a place for the record: --record")
     return place
 
 
+def _make_way(place: Path) -> None:
+    """Keep the bed's present record and its page under names with their time."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for path in (place, place.with_suffix(".html")):
+        if path.exists():
+            stamp = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%SZ")
+            path.rename(path.with_name(f"{path.stem}-{stamp}{path.suffix}"))
+
+
+def _data_dir(present: Loaded | None) -> Path:
+    return present.resolve(present.config.gateway.data_dir) if present is not None else Path(DATA_DIR)
+
+
 def _key_spec(arguments: argparse.Namespace, present: Loaded | None) -> str:
-    folder = present.resolve(present.config.gateway.data_dir) if present is not None else Path(DATA_DIR)
-    return arguments.acceptance_key or f"file:{folder / signing.KEY}"
+    return arguments.acceptance_key or f"file:{_data_dir(present) / signing.KEY}"
 
 
-def _publish(text: str, path: Path, *, replace: bool) -> None:
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Say which file could not be written, and why. Raises: _Stop."""
     try:
-        publish(text, path, replace=replace)
+        yield
     except FileExistsError as error:
         raise _Stop(f"{path} exists already\n  it was not overwritten; give another name") from error
     except OSError as error:
@@ -251,7 +284,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
         print(f"{arguments.against}: {'the configuration accepted' if same else 'CHANGED since: accept the bed anew'}")
     if arguments.page is not None:
         try:
-            _publish(page(record, told.fingerprint, told.sha256), arguments.page, replace=False)
+            with _telling(arguments.page):
+                publish(page(record, told.fingerprint, told.sha256), arguments.page, replace=False)
         except _Stop as error:
             print(f"edge-agent provision verify: {error}", file=sys.stderr)
             return 1

@@ -45,6 +45,7 @@ DISCONNECT_S = 5.0
 READ_EVERY_S = 60.0  # battery level and the like
 READ_S = 10.0
 RESCAN_S = 60.0
+SCAN_START_S = 15.0  # for a scan to begin, beside its own length
 OUTPUT_LIMIT = 32  # writes that wait; a wearable takes about one each connection interval
 
 T = TypeVar("T")
@@ -153,6 +154,58 @@ def _air(radio: Radio) -> _Air:
     if radio.key not in airs:
         airs[radio.key] = _Air(radio)
     return airs[radio.key]
+
+
+@dataclass(frozen=True, slots=True)
+class Advertised:
+    """A device that was heard of: address, name, services (named as channels are), and the best strength in dBm."""
+
+    address: str
+    name: str
+    services: tuple[str, ...]
+    rssi: int
+
+
+async def scan(seconds: float, *, adapter: str = "", hci: str = "") -> list[Advertised]:
+    """Everything that advertises within `seconds`, the strongest first; nothing is connected to.
+
+    `adapter` is one of the system's, `hci` a controller behind a socket, as a link's URL names them.
+    Raises: LinkError when Bluetooth cannot be used.
+    """
+    options: dict[str, str | int | float | bool] = {"hci": hci} if hci else {"adapter": adapter} if adapter else {}
+    radio = _radio(Address("ble://", "ble", "ble", options=options))
+    heard: dict[str, Advertised] = {}
+
+    def seen(device: BLEDevice, told: AdvertisementData) -> None:
+        before = heard.get(device.address)
+        name = told.local_name or (before.name if before else "") or device.name or ""
+        services = {channel_name(uuid) for uuid in told.service_uuids} | set(before.services if before else ())
+        rssi = max(told.rssi, before.rssi if before else -128)
+        heard[device.address] = Advertised(device.address, name, tuple(sorted(services)), rssi)
+
+    scanner = BleakScanner(seen, backend=radio.scanner, **radio.options)
+    try:
+        async with asyncio.timeout(seconds + SCAN_START_S):
+            await _unless_ended(scanner.start())
+            await asyncio.sleep(seconds)
+    except Exception as error:
+        reason = explain(error, radio) or f"the scan ended: {str(error) or type(error).__name__}"
+        raise LinkError(reason, "`rfkill list` and `bluetoothctl show` tell the state of the adapter") from error
+    finally:
+        with contextlib.suppress(Exception):  # one that was never started cannot be stopped
+            async with asyncio.timeout(DISCONNECT_S):
+                await scanner.stop()
+        radio.close()
+    return sorted(heard.values(), key=lambda each: -each.rssi)
+
+
+def explain(error: Exception, radio: Radio) -> str:
+    """What is wrong with Bluetooth as a whole, empty when the error is of another kind."""
+    if isinstance(error, BleakBluetoothNotAvailableError):
+        return f"Bluetooth cannot be used: {error.args[0]}; `rfkill list` and `bluetoothctl show` tell why"
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError) and not radio.key.startswith("tcp"):
+        return "Bluetooth cannot be used: no D-Bus; install and start bluez"
+    return ""
 
 
 class BleLink:
@@ -307,10 +360,9 @@ class BleLink:
                     report.sent(data, channel)
 
     def _why(self, error: Exception) -> str:
-        if isinstance(error, BleakBluetoothNotAvailableError):
-            return f"Bluetooth cannot be used: {error.args[0]}; `rfkill list` and `bluetoothctl show` tell why"
-        if isinstance(error, FileNotFoundError | ConnectionRefusedError) and not self._radio.key.startswith("tcp"):
-            return "Bluetooth cannot be used: no D-Bus; install and start bluez"
+        whole = explain(error, self._radio)
+        if whole:
+            return whole
         text = str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
         return f"no connection to {self._what}: {text}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 DEVICES = Path("/dev")
 TTYS = Path("/sys/class/tty")
-FOLDERS = ("bedside", "serial/by-id", "serial/by-path")  # best name first
+FOLDERS = ("bedside/by-id", "bedside/by-port", "serial/by-id", "serial/by-path")  # best name first
 _UP = 6  # from a port to its USB device: tty, port, interface, and hubs between
 
 
