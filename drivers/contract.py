@@ -68,6 +68,7 @@ class Driver:
     poll_s: float | None = None  # how often `tick` wants to be called; None: once a second
     lines: tuple[Line, ...] = ()  # settings its devices can be found with, the usual first; empty with serial: Line()
     services: tuple[str, ...] = ()  # BLE services that its devices advertise, named as `channels` are
+    tells_link: str = ""  # keyword by which `decoder` is told the kind of its link, for those that frame by it
 
 
 def hex_uuid(uuid: str) -> str:

@@ -96,7 +96,10 @@ class Parts:
 
     def maker(self, index: int) -> Callable[[], Decoder]:
         """What makes a fresh decoder for one source."""
-        driver, options = self.drivers[index], self.loaded.config.source[index].options
+        source, driver = self.loaded.config.source[index], self.drivers[index]
+        options = dict(source.options)
+        if driver.tells_link:
+            options[driver.tells_link] = links.link_kind(source.link)
         return lambda: driver.decoder(**options)
 
 

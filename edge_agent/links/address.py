@@ -4,7 +4,7 @@ serial:///dev/ttyUSB0?baud=9600&parity=N&bits=8&stop=1&rtscts=0     kind serial
 rfc2217://host:port?baud=9600   socket://host:port                  kind serial (terminal servers)
 tcp://host:port   tcp-listen://host:port?max=64                     kind tcp
 mllp://host:port  mllp-listen://host:port?max=64                    kind mllp (port 2575 when left out)
-udp://host:port?max=64                                              kind udp
+udp://host:port?max=64&reply=24105   udp-dial://host:port           kind udp
 ble://AA:BB:CC:DD:EE:FF   ble://name/HRM-SIM?adapter=hci0&pair=0    kind ble
 ble://name/HRM-SIM?hci=tcp-client:127.0.0.1:9001                    kind ble, over an HCI socket, for the demo
 file:///path/capture.cap?speed=1                                    kind file (speed N times or max)
@@ -97,6 +97,7 @@ _LINE: dict[str, Callable[[str], Value]] = {
     "xonxoff": _switch,
 }
 _PEERS: dict[str, Callable[[str], Value]] = {"max": _whole(1, 4096)}
+_SENDERS: dict[str, Callable[[str], Value]] = {**_PEERS, "reply": _whole(1, 65535)}
 _BLE: dict[str, Callable[[str], Value]] = {
     "adapter": lambda text: text,
     "hci": _hci,
@@ -110,7 +111,8 @@ _SCHEMES: dict[str, tuple[str, dict[str, Callable[[str], Value]]]] = {
     "tcp-listen": ("tcp", _PEERS),
     "mllp": ("mllp", {}),
     "mllp-listen": ("mllp", _PEERS),
-    "udp": ("udp", _PEERS),
+    "udp": ("udp", _SENDERS),
+    "udp-dial": ("udp", {}),
     "ble": ("ble", _BLE),
     "file": ("file", {"speed": _speed}),
     "sim": ("none", {}),

@@ -1,4 +1,8 @@
-"""UDP: a bound port; each sender is a channel `host:port`, each datagram a chunk.
+"""UDP: a bound port, or one peer that is spoken to first; each sender is a channel `host:port`, each datagram a chunk.
+
+`udp` hears whoever sends to its port. With `reply` a sender is told apart by its host alone and answered at that port:
+a device that announces itself from one port and converses on another is then one channel. `udp-dial` has a port of its
+own, sends to its peer without having heard it, and hears nobody else.
 
 Nothing says that a sender has gone, so the senders that are kept are bounded: a new one takes the place of the one
 heard longest ago. The link is connected while its port is open, and silent when nothing comes.
@@ -34,13 +38,15 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 class UdpLink:
-    """A UDP port that devices send to."""
+    """A UDP port that devices send to, or that speaks to one device."""
 
     def __init__(self, address: Address, reporting: Reporting, *, backoff: Backoff | None = None) -> None:
         self.url = address.url
         self.bound: tuple[str, int] | None = None
         self._host, self._port = address.host, address.port
+        self._dials = address.scheme == "udp-dial"
         self._max = int(address.options.get("max", MAX_SENDERS))
+        self._reply = int(address.options.get("reply", 0))
         self._reporting = reporting
         self._backoff = backoff or Backoff(cap_s=LOCAL_CAP_S)
         self._senders: dict[tuple[Any, ...], str] = {}  # address -> channel, heard longest ago first
@@ -59,17 +65,26 @@ class UdpLink:
     async def _receive(self, report: Report) -> None:
         where = host_port((self._host, self._port))
         loop = asyncio.get_running_loop()
+        end = "remote_addr" if self._dials else "local_addr"
         try:
             transport, protocol = await loop.create_datagram_endpoint(
-                lambda: _Datagrams(self, report), local_addr=(self._host, self._port)
+                lambda: _Datagrams(self, report), **{end: (self._host, self._port)}  # type: ignore[arg-type]
             )
         except OSError as error:
-            report.lost(f"cannot receive on {where}: {reason(error)}; `ss -lunp` names who has the port")
+            if self._dials:
+                report.lost(f"cannot send to {where}: {reason(error)}")
+            else:
+                report.lost(f"cannot receive on {where}: {reason(error)}; `ss -lunp` names who has the port")
             return
         try:
             self._transport = transport
             self.bound = transport.get_extra_info("sockname")[:2]
-            report.connected(f"receiving on {host_port(cast(tuple[str, int], self.bound))}")
+            if self._dials:
+                self.heard(transport.get_extra_info("peername"), report)
+            report.connected(
+                f"{f'speaking to {where} from' if self._dials else 'receiving on'} "
+                f"{host_port(cast(tuple[str, int], self.bound))}"
+            )
             report.lost(f"receiving on {where}: {await protocol.gone}")
         finally:
             self._transport = self.bound = None
@@ -79,6 +94,8 @@ class UdpLink:
 
     def heard(self, addr: tuple[Any, ...], report: Report) -> str:
         """The channel of a sender, which becomes the one heard last."""
+        if self._reply:
+            addr = (addr[0], self._reply, *addr[2:])
         channel = self._senders.pop(addr, None)
         if channel is None:
             channel = host_port(addr)
@@ -102,6 +119,6 @@ class UdpLink:
         # asyncio's datagram transports have the method; the type's stub does not
         if cast(Any, transport).get_write_buffer_size() + len(data) > OUTPUT_LIMIT:
             return False
-        transport.sendto(data, address)
+        transport.sendto(data, None if self._dials else address)
         report.sent(data, self._senders[address])
         return True
