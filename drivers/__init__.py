@@ -13,6 +13,7 @@ from drivers.contract import Driver
 
 BUILT_IN: dict[str, str] = {
     "hl7": "drivers.hl7",
+    "intellivue": "drivers.intellivue",
     "nonin": "drivers.nonin",
     "masimo": "drivers.masimo",
     "gatt": "drivers.gatt",

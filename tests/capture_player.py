@@ -26,6 +26,11 @@ def driver_of(path: Path) -> tuple[Driver, Capture]:
     return drivers.load(capture.header["driver"]), capture
 
 
+def of_messages(driver: Driver, capture: Capture) -> bool:
+    """Whether each chunk is one whole message, because the driver's all are or because the link (`# link: udp`) was."""
+    return driver.message_oriented or capture.header.get("link") == "udp"
+
+
 def options(capture: Capture) -> dict[str, str]:
     """Options of the decoder from the header line `# options: key=value key=value`."""
     return dict(pair.split("=", 1) for pair in capture.header.get("options", "").split())

@@ -36,7 +36,7 @@ def test_capture_gives_what_is_expected(path: Path) -> None:
 @every_capture
 def test_capture_says_the_same_whole_and_byte_by_byte(path: Path) -> None:
     driver, capture = player.driver_of(path)
-    if driver.message_oriented:
+    if player.of_messages(driver, capture):
         assert all(chunk.channel for chunk in capture.received()), "a message names its channel"
         return
     for cut in (player.whole, player.byte_by_byte):
