@@ -1,0 +1,168 @@
+"""The product on a booted container, put there by hand; the installer has tests of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_agent import __version__
+from tests.fleet import emulated_gateway, image
+from tests.fleet.machine import Machine
+
+UNITS = ("edge-agent.service", "cloud-sync.service", "edge-agent-last-gasp.service", "bedside-edge-clock.service")
+BIN = "/opt/bedside-edge/current/.venv/bin"
+CONFIG = "/etc/edge-agent/edge-agent.toml"
+DATA = "/var/lib/edge-agent"
+EDGES = f"{DATA}/edges.jsonl"
+HEAD = f"""\
+[gateway]
+id = "gw"
+data_dir = "{DATA}"
+[buffer]
+key = "credential:edge-agent.kek"
+[[bed]]
+id = "ICU-3"
+[[source]]
+driver = "sim"
+link = "sim://"
+bed = "ICU-3"
+[[annunciator]]
+kind = "record"
+path = "{EDGES}"
+[cloud.kafka]
+bootstrap = "127.0.0.1:1"
+security = "plaintext"
+"""
+_PARTS = ("edge_agent", "drivers", "cloud_sync", "models_tflite", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+
+
+class Gateway:
+    """The product on a machine, and what the tests look at and wait for."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.run = machine.run
+
+    def configure(self, text: str = HEAD) -> None:
+        """Gives it this configuration; nothing is restarted."""
+        self.run(f"cat > {CONFIG} && chgrp bedside-edge {CONFIG} && chmod 0640 {CONFIG}", stdin=text)
+
+    def show(self, unit: str, *properties: str) -> list[str]:
+        """Properties of a unit, in the order asked for."""
+        told = self.run(f"systemctl show {unit} " + " ".join(f"-p {name}" for name in properties)).stdout
+        found = dict(line.split("=", 1) for line in told.splitlines())
+        return [found[name] for name in properties]
+
+    def pid(self, unit: str = "edge-agent") -> int:
+        """Main process of a unit as the machine counts, 0 when it has none."""
+        return int(self.show(unit, "MainPID")[0])
+
+    def status(self) -> dict[str, Any]:
+        """The running agent's status."""
+        done = self.run(f"{BIN}/edge-agent status --socket /run/edge-agent/control.sock --json")
+        return dict(json.loads(done.stdout))
+
+    def edges(self, condition: str) -> list[dict[str, Any]]:
+        """What the recorded annunciator was switched for this condition."""
+        path = self.machine.path(EDGES)
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [edge for edge in map(json.loads, lines) if edge["condition"] == condition]
+
+    def loud(self) -> bool:
+        """Whether the last gasp holds the outputs: what it switched last is on."""
+        last = {edge["output"]: edge["on"] for edge in self.edges("agent_down")}
+        return last.get("yellow", False) and last.get("cyan", False)  # the steady ones
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 20) -> float:
+        """Seconds until the condition held; AssertionError with the journal's end when it never does."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > seconds:
+                journal = self.run(f"journalctl --no-pager -n 60 {' '.join(f'-u {unit}' for unit in UNITS)}").stdout
+                raise AssertionError(f"{what} did not come within {seconds:.0f} s\n{journal}")
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def fresh(self, text: str = HEAD) -> None:
+        """Everything stopped, no recorded edges, this configuration, everything started."""
+        self.run("systemctl stop bedside-edge.target edge-agent cloud-sync edge-agent-last-gasp")
+        self.run("systemctl reset-failed", check=False)
+        self.configure(text)
+        self.run(f"rm -f {EDGES}; systemctl start bedside-edge.target edge-agent")
+
+
+def install(machine: Machine) -> Gateway:
+    """Puts release, units, users, folders and a key where a gateway has them, and enables the target."""
+    root = machine.path("/")
+    shutil.copytree(emulated_gateway.environment() / "opt/bedside-edge", root / "opt/bedside-edge", symlinks=True)
+    release = root / emulated_gateway.RELEASE
+    shutil.copytree(emulated_gateway.UNITS, release / "systemd")
+    wheel = project_wheel()
+    shutil.copy2(wheel, root / "var/tmp")
+    venv = f"/{emulated_gateway.RELEASE}/.venv"
+    machine.run(f"{venv}/bin/pip install -q --no-index --no-deps /var/tmp/{wheel.name} && {venv}/bin/python -m"
+                f" compileall -q {venv}/lib/python3*/site-packages/edge_agent", timeout=300)  # fmt: skip
+    (root / "opt/bedside-edge/current").symlink_to(f"releases/{__version__}")
+    source = "/opt/bedside-edge/current/systemd"
+    machine.run(
+        f"cd {source} && cp *.service *.target /etc/systemd/system/ && cp udev/* /etc/udev/rules.d/ &&"
+        " for one in sysusers.d tmpfiles.d modules-load.d; do mkdir -p /etc/$one && cp $one/* /etc/$one/; done &&"
+        " systemd-sysusers && systemd-tmpfiles --create bedside-edge.conf && mkdir -p /etc/edge-agent"
+        " /etc/credstore.encrypted && chmod 0700 /etc/credstore.encrypted &&"
+        " head -c 32 /dev/urandom | systemd-creds encrypt --name=edge-agent.kek -"
+        " /etc/credstore.encrypted/edge-agent.kek && systemctl daemon-reload &&"
+        " systemctl -q enable bedside-edge.target edge-agent cloud-sync"
+    )
+    gateway = Gateway(machine)
+    gateway.configure()
+    return gateway
+
+
+@contextmanager
+def booted(folder: Path) -> Iterator[Gateway]:
+    """A container that has the product on it."""
+    with Machine(folder) as machine:
+        yield install(machine)
+
+
+def project_wheel() -> Path:
+    """The project's wheel, built from this tree; kept until the tree changes."""
+    files = sorted(path for part in _PARTS for path in _files(image.REPOSITORY / part))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(image.REPOSITORY)}\0".encode() + path.read_bytes())
+    target = image.CACHE / f"project-{digest.hexdigest()[:12]}"
+    if not target.exists():
+        for old in sorted(image.CACHE.glob("project-*"), key=lambda path: path.stat().st_mtime)[:-3]:
+            shutil.rmtree(old, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=image.CACHE) as name:  # by itself: setuptools leaves a folder `build`
+            source, out = Path(name) / "source", Path(name) / "out"
+            for path in files:
+                copy = source / path.relative_to(image.REPOSITORY)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
+            command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
+                       "--no-build-isolation", "-w", str(out), str(source)]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise RuntimeError(f"the project's wheel cannot be built:\n{done.stdout}{done.stderr}")
+            out.rename(target)
+    return next(target.glob("*.whl"))
+
+
+def _files(part: Path) -> Iterator[Path]:
+    if part.is_file():
+        yield part
+        return
+    for path in part.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path
