@@ -101,9 +101,11 @@ class Gateway:
 
 
 def install(machine: Machine) -> Gateway:
-    """Puts release, units, users, folders and a key where a gateway has them, and enables the target."""
+    """Puts release, units, users, folders and a key where a gateway has them, and enables the target.
+
+    The environment without the project lies under the machine's disk already.
+    """
     root = machine.path("/")
-    shutil.copytree(emulated_gateway.environment() / "opt/bedside-edge", root / "opt/bedside-edge", symlinks=True)
     release = root / emulated_gateway.RELEASE
     shutil.copytree(emulated_gateway.UNITS, release / "systemd")
     wheel = project_wheel()
@@ -130,7 +132,7 @@ def install(machine: Machine) -> Gateway:
 @contextmanager
 def booted(folder: Path) -> Iterator[Gateway]:
     """A container that has the product on it."""
-    with Machine(folder) as machine:
+    with Machine(folder, over=(emulated_gateway.environment(),)) as machine:
         yield install(machine)
 
 

@@ -25,8 +25,10 @@ _NETWORKS = 200  # 10.213.N.0/30 for N below it: more machines than anyone runs 
 class Machine:
     """One booted container; `with Machine(folder) as machine: machine.run("systemctl status")`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, over: tuple[Path, ...] = ()) -> None:
+        """`over`: folders that lie over the Debian root, uppermost first, and stay as they are."""
         self.folder = folder
+        self._over = over
         self.key = folder / "id_ed25519"
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: Path | None = None
@@ -47,7 +49,8 @@ class Machine:
         """Mounts the overlay, boots, and waits until SSH answers and systemd has settled."""
         for name in ("upper", "work", "root"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        layers = f"lowerdir={image.root()},upperdir={self.folder / 'upper'},workdir={self.folder / 'work'}"
+        lower = ":".join(str(layer) for layer in (*self._over, image.root()))
+        layers = f"lowerdir={lower},upperdir={self.folder / 'upper'},workdir={self.folder / 'work'}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(self._root)], check=True)
         number = self._claim_network()
         self.host_address, self.address = f"10.213.{number}.1", f"10.213.{number}.2"
