@@ -9,11 +9,13 @@ import json
 import os
 import pty
 import re
+import signal
+import socket
 import stat
 import threading
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ import pytest
 from running_agent import running
 from test_button import StandIn
 
+from bench.gateway import free_port
+from bench.messages import frame
+from drivers.contract import Driver
 from drivers.sim import oximeter
 from edge_agent import NOTICE, button, gpio_chips
 from edge_agent.__main__ import main
@@ -30,10 +35,14 @@ from edge_agent.annunciators.patterns import Burst
 from edge_agent.buffer import create_key_file
 from edge_agent.commands import doctor, provision
 from edge_agent.commands.finding import Finding
+from edge_agent.config import load
 from edge_agent.demo.radio import wearable_on_air
+from edge_agent.parts import Parts
 from edge_agent.provisioning import record as records
 from edge_agent.provisioning import session, signals, signing
+from edge_agent.provisioning.readings import SourceReading, sources_of
 from edge_agent.provisioning.steps import NAMES, STEPS, Result, failed, passed, skipped, verdict
+from edge_agent.records import Chunk, Item, Reply
 
 
 class Oximeter(threading.Thread):
@@ -549,6 +558,14 @@ def test_nothing_is_overwritten(bed: Bed, capsys: pytest.CaptureFixture[str]) ->
     assert "[[source]]" in (bed.folder / "accepted.toml").read_text()
 
 
+def test_sigterm_is_an_interruption_too() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), session.undisturbed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_wrong_use(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:
     assert bed.run("--only", "protocol,lamps") == 2
     assert "known steps: ports, protocol" in capsys.readouterr().err
@@ -598,6 +615,68 @@ def test_whoever_stops_leaves_nothing_and_everything_off(
         assert not any(last.values())
         bed.edges.unlink()
     nothing_was_done(bed)
+
+
+# -- values without an agent --------------------------------------------------------------------------------------
+
+
+def until(done: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_monitor_on_the_network_is_read_and_not_acknowledged(bed: Bed) -> None:
+    port = free_port()
+    beds = '[[bed]]\nid = "ICU-4"\nlocation = "ICU^^4"'
+    source = f'[[source]]\ndriver = "hl7"\nlink = "mllp-listen://127.0.0.1:{port}"'
+    bed.config.write_text(bed.text(beds, source).replace('id = "ICU-3"', 'id = "ICU-3"\nlocation = "ICU^^3"'))
+    parts = Parts(load(bed.config))
+    reading = SourceReading(parts, "ICU-3", sources_of(parts.loaded, "ICU-3"), time.monotonic)
+    try:
+        end = time.monotonic() + 20
+        while True:
+            try:
+                monitor = socket.create_connection(("127.0.0.1", port))
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        with monitor:
+            monitor.sendall(frame(1, 4, 71.0) + frame(1, 3, 96.0) + frame(2, 3, 97.0))
+            until(lambda: "spo2" in reading.seen() and len(reading.seen()["spo2"].values) == 2)
+            assert [value for _, value in reading.seen()["spo2"].values] == [96.0, 97.0], "the other bed's are not here"
+            monitor.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                monitor.recv(1)  # nothing is stored here: an acknowledgement would lose it for the agent
+        assert reading.trouble() == ""
+    finally:
+        reading.stop()
+
+
+def test_what_a_device_must_be_asked_is_asked(bed: Bed) -> None:
+    asked = Driver("asking", Asking, frozenset({"serial"}), ("spo2",), 5.0, "a test", poll_s=0.01)
+    bed.config.write_text(bed.text(bed.source()))
+    parts = Parts(load(bed.config))
+    parts.drivers[0] = asked
+    bed.monitor.silent = True
+    reading = SourceReading(parts, "ICU-3", [0], time.monotonic)
+    try:
+        until(lambda: b"?" in bed.monitor.heard)
+    finally:
+        reading.stop()
+    assert b"!" not in bed.monitor.heard
+
+
+class Asking:
+    """A decoder that asks, and owes an acknowledgement for something it has stored."""
+
+    def feed(self, chunk: Chunk) -> list[Item]:
+        return []
+
+    def tick(self, at_ns: int) -> list[Item]:
+        return [Reply(b"!", after_commit=True), Reply(b"?")]
 
 
 # -- Bluetooth ----------------------------------------------------------------------------------------------------

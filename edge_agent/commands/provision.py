@@ -163,7 +163,7 @@ def _write_record(
         gateway=loaded.config.gateway.id if loaded is not None else "",
         bed=bed, engineer=engineer, results=session.results, devices=session.devices(), clock=clock_quality(),
         configuration={
-            "file": str(arguments.write or arguments.config),
+            "file": str((arguments.write or arguments.config).absolute()),
             "sha256": session.proposal.sha256 if session.proposal is not None else "",
         },
         started=started, ended=now(), with_values=arguments.record_values,
@@ -178,6 +178,8 @@ def _write_record(
             publish(content, path, replace=False, mode=0o644)  # it holds no secret, and doctor reads it as anybody
     accepted, reason = verdict(session.results)
     print(f"record: {place}\npage to print and sign: {sheet}\nacceptance key: {signer.fingerprint}")
+    if accepted and (session.agent() is None or arguments.write is not None):
+        print("Now put this configuration in place and start the agent; edge-agent doctor says whether it is the one.")
     print(f"\nBed {bed}: {'ACCEPTED' if accepted else 'NOT ACCEPTED'}: {reason}")
     return 0 if accepted else 1
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import drivers
 from drivers.contract import Decoder, Driver, Line
@@ -232,11 +231,9 @@ class Search:
         now_ns: Callable[[], int],
         budget_s: float = BUDGET_S,
         only: Line | None = None,
-        options: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         """With `only`, or a line whose settings are fixed elsewhere, just that is listened at."""
         self._listener, self._candidates, self._now_ns = listener, candidates, now_ns
-        self._options = options or {}
         self._begin_ns = now_ns()
         self._end_ns = self._begin_ns + round(budget_s * 1e9)
         self._settings = [only or Line()] if only is not None or listener.fixed else settings(candidates)
@@ -268,7 +265,8 @@ class Search:
         tried = Tried(line)
         for driver in self._candidates:
             if self._any_setting or line in (driver.lines or (Line(),)):
-                make = functools.partial(driver.decoder, **self._options.get(driver.name, {}))
+                told = {driver.tells_link: "serial"} if driver.tells_link else {}
+                make = functools.partial(driver.decoder, **told)
                 tried.hearings.append(Hearing(driver.name, make))
         self._tried.append(tried)
         return tried

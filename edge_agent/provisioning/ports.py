@@ -39,8 +39,9 @@ class Port:
         return f"{self.path} -> {self.kernel}: {self.adapter}{usb}{number}{warning}"
 
 
-def ports(devices: Path = DEVICES, ttys: Path = TTYS) -> list[Port]:
-    """Every serial port with hardware behind it, in order of names."""
+def ports(devices: Path | None = None, ttys: Path | None = None) -> list[Port]:
+    """Every serial port with hardware behind it, those whose names stay first."""
+    devices, ttys = devices or DEVICES, ttys or TTYS
     stable = _names(devices)
     found = [
         _port(folder, stable.get(folder.name, ()), devices)
@@ -50,7 +51,7 @@ def ports(devices: Path = DEVICES, ttys: Path = TTYS) -> list[Port]:
     return sorted(found, key=lambda port: (not port.stable, port.path))
 
 
-def describe(path: str, devices: Path = DEVICES, ttys: Path = TTYS) -> Port:
+def describe(path: str, devices: Path | None = None, ttys: Path | None = None) -> Port:
     """The port behind any of its names; one that sysfs does not know is described by its name alone."""
     kernel = Path(path).resolve().name
     known = next((port for port in ports(devices, ttys) if port.kernel == kernel), None)
