@@ -9,11 +9,12 @@ import socket
 import subprocess
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.gateway import PRESET
 from bench.messages import START, frame
-from tests.fleet import image
 from tests.fleet.machine import Machine
 
 BASE = "/opt/bedside-edge"
@@ -25,10 +26,12 @@ CONFIGURATION = f"""\
 [gateway]
 id = "gw"
 data_dir = "/var/lib/edge-agent"
+presets = ["immediate.toml"]
 [buffer]
 key = "credential:edge-agent.kek"
 [[bed]]
 id = "ICU-3"
+preset = "immediate"
 location = "ICU^^3"
 [[source]]
 name = "monitor"
@@ -86,6 +89,7 @@ class Gateway:
             f"test -e {KEY} || (install -d -m 0700 {Path(KEY).parent} && head -c 32 /dev/urandom |"
             f" systemd-creds encrypt --name=edge-agent.kek - {KEY})"
         )
+        self.run(f"cat > {Path(CONFIG).parent}/immediate.toml", stdin=PRESET)
         self.run(f"cat > {CONFIG} && chgrp bedside-edge {CONFIG} && chmod 0640 {CONFIG}", stdin=text)
 
     def release(self, words: str) -> str:
@@ -112,32 +116,33 @@ class Gateway:
             " ! -name .lock -printf '%p %y %m %T@ %s %l\\n' | grep -v ' d ' | sort"
         ).stdout
 
+    def keyed(self, words: str) -> str:
+        """What a command of the installed release printed that needs the key, as the agent has it."""
+        return self.run(
+            f"mkdir -p /run/kek && systemd-creds decrypt --name=edge-agent.kek {KEY} /run/kek/edge-agent.kek &&"
+            f" CREDENTIALS_DIRECTORY=/run/kek {BASE}/current/.venv/bin/edge-agent {words}"
+        ).stdout
+
     def kept(self) -> set[int]:
         """Numbers of the monitor's messages that are in the sealed buffer, by the device's time in them."""
-        told = self.run(
-            f"mkdir -p /run/kek && systemd-creds decrypt --name=edge-agent.kek {KEY} /run/kek/edge-agent.kek &&"
-            f" CREDENTIALS_DIRECTORY=/run/kek {BASE}/current/.venv/bin/edge-agent buffer export --config {CONFIG}"
-            " --kind observation | grep spo2"
-        ).stdout
+        told = self.keyed(f"buffer export --config {CONFIG} --kind observation")
         return {
-            round((datetime_of(json.loads(line)) - START).total_seconds()) for line in told.splitlines()
-        }  # fmt: skip
+            round((_device_time(record) - START).total_seconds())
+            for record in map(json.loads, told.splitlines())
+            if '"spo2"' in json.dumps(record)
+        }
 
 
-def datetime_of(record: dict[str, Any]) -> Any:
-    """The device's time of an exported record."""
-    from datetime import UTC, datetime
-
+def _device_time(record: dict[str, Any]) -> datetime:
     found = record.get("device_time") or record["record"]["device_time"]
-    digits = re.sub(r"\D", "", found)[:14]
-    return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    return datetime.strptime(re.sub(r"\D", "", found)[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC)
 
 
 class Monitor:
     """Sends a message every 50 ms over one connection, dials again when it breaks, and keeps what was acknowledged."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, address: str, spo2: float = 97.0) -> None:
+        self._address, self._spo2 = address, spo2
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self.acknowledged: set[int] = set()
@@ -165,7 +170,7 @@ class Monitor:
             try:
                 with socket.create_connection((self._address, PORT), timeout=2) as connection:
                     while not self._stop.wait(0.05):
-                        connection.sendall(frame(number, 3))
+                        connection.sendall(frame(number, 3, self._spo2))
                         self._take(connection, number)
                         number += 1
             except OSError:
@@ -185,9 +190,3 @@ class Monitor:
                 self.longest_gap_s = max(self.longest_gap_s, now - self._last)
             self._last = now
             self.acknowledged.add(number)
-
-
-def bundles() -> dict[str, Path]:
-    """The releases that the tests use, the last one with an agent that dies."""
-    good = {version: image.bundle(version) for version in ("1.0.0", "1.1.0")}
-    return {**good, "1.2.0": image.bundle("1.2.0", unwell, "-unwell")}
