@@ -18,7 +18,7 @@ import yaml
 
 ANSIBLE = Path(__file__).resolve().parents[1] / "ansible"
 ROLE = ANSIBLE / "roles" / "edge_gateway"
-SECRET = ("edge_gateway_ca_passphrase", "edge_gateway_secrets", "edge_gateway_credentials[")
+SECRET = ("edge_gateway_ca_passphrase", "edge_gateway_secrets", "edge_gateway_credentials['")
 WORDS = {"name", "register", "changed_when", "failed_when", "check_mode", "become", "delegate_to", "when", "vars",
          "loop", "loop_control", "environment", "no_log", "throttle", "run_once"}  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_a_task_that_handles_a_secret_logs_nothing() -> None:
 def test_every_variable_is_specified_and_described() -> None:
     defaults = set(yaml.safe_load((ROLE / "defaults" / "main.yml").read_text()))
     specified = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]
-    assert set(specified) == {"main", "upgrade", "rollback", "rotate", "decommission"}
+    assert set(specified) == {"main", "upgrade", "rollback", "rotate", "decommission", "lost"}
     for entry in specified.values():
         assert set(entry["options"]) == defaults
     text = (ROLE / "README.md").read_text()
@@ -184,7 +184,7 @@ def test_secrets_without_systemd_creds_are_files_for_root(gateway: ModuleType) -
     assert len(made) == 32 and kek.stat().st_mode & 0o777 == 0o600
     agent = (gateway.UNITS / "edge-agent.service.d" / "50-credentials.conf").read_text()
     forwarder = (gateway.UNITS / "cloud-sync.service.d" / "50-credentials.conf").read_text()
-    assert agent == f"[Service]\nLoadCredential=edge-agent.kek:{kek}\n"
+    assert agent == f"[Service]\nLoadCredentialEncrypted=\nLoadCredential=edge-agent.kek:{kek}\n"
     assert f"LoadCredential=mqtt:{gateway.PLAIN / 'mqtt'}\n" in forwarder, (
         "secrets of receivers are the forwarder's alone"
     )

@@ -1,6 +1,6 @@
 """A controller with an inventory, a vault, an authority and signed releases, that runs Ansible against booted machines.
 
-It works as docs/it.md tells: from `ansible/`, with the inventory and the vault's password named in the environment.
+It works as docs/it.md tells, in `ansible/` of a checkout of its own; the vault's password is named in the environment.
 Every command line is noted, so that a test can hold the document against what was really run.
 """
 
@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -43,19 +42,16 @@ class Controller:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.inventory = folder / "inventory"
+        self.checkout = folder / "checkout"
+        self.inventory = self.checkout / "ansible" / "inventory"
         self.ran: list[str] = []
-        shutil.copytree(REPOSITORY / "ansible" / "inventory.example", self.inventory)
-        (self.inventory / "group_vars" / "all" / "tests.yml").write_text(ALL)
-        (self.inventory / "group_vars" / "ward_icu.yml").write_text(WARD)
-        (folder / "vault-password").write_text(VAULT_PASSWORD)
         home = folder / "home"
-        home.mkdir(mode=0o700)
+        home.mkdir(mode=0o700, parents=True)
+        (folder / "vault-password").write_text(VAULT_PASSWORD)
         self.environment = {
             **os.environ,
-            "PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin",
+            "PATH": f"{BIN}:{REPOSITORY}/.venv/bin:{os.environ['PATH']}:/usr/sbin",
             "HOME": str(home),
-            "ANSIBLE_INVENTORY": str(self.inventory / "hosts.yml"),
             "ANSIBLE_VAULT_PASSWORD_FILE": str(folder / "vault-password"),
             "ANSIBLE_HOST_KEY_CHECKING": "False",  # the machines are as old as this test
             "ANSIBLE_NOCOLOR": "1",
@@ -65,11 +61,46 @@ class Controller:
         }
         self.environment.pop("ANSIBLE_CONFIG", None)
 
+    def set_up(self) -> None:
+        """A checkout, an inventory from the example, a vault and an authority: section 2 of the document."""
+        hidden = shutil.ignore_patterns("__pycache__", "inventory")
+        for part in (*PARTS, "ansible"):
+            shutil.copytree(REPOSITORY / part, self.checkout / part, ignore=hidden)
+        for name in FILES:
+            shutil.copy(REPOSITORY / name, self.checkout / name)
+        (self.checkout / ".gitignore").write_text("inventory/\nwheels\n*.pem\n*.egg-info\nbuild\n")
+        self._commit()
+        self.run("cp -r inventory.example inventory")
+        (self.inventory / "group_vars" / "all" / "tests.yml").write_text(ALL)
+        (self.inventory / "group_vars" / "ward_icu.yml").write_text(WARD)
+        (self.checkout / "ansible" / "wheels").symlink_to(image.wheels())
+        self.run("openssl genpkey -algorithm ed25519 -out release-signing.pem")
+        self.run("openssl pkey -in release-signing.pem -pubout -out inventory/release-signing.pub")
+        self.vault()
+        self.run("ansible-playbook playbooks/site-ca.yml")
+
+    def release(self, version: str, *, edits: dict[str, tuple[str, str]] | None = None) -> None:
+        """Build a signed release, with something replaced in some files of the checkout."""
+        for name, (old, new) in (edits or {}).items():
+            text = (self.checkout / name).read_text()
+            assert old in text, f"{name} has changed: the test replaces {old!r} there"
+            (self.checkout / name).write_text(text.replace(old, new))
+        self._commit()
+        self.run(
+            f"edge-agent release build --source .. --version {version} --out inventory/releases"
+            " --sign-key release-signing.pem --wheels wheels"
+        )
+
+    def _commit(self) -> None:
+        git = ["git", "-C", str(self.checkout), "-c", "user.name=test", "-c", "user.email=test@localhost"]
+        for words in (["init", "-q"], ["add", "."], ["commit", "-q", "--allow-empty", "-m", "a release"]):
+            subprocess.run([*git, *words], check=True, capture_output=True)
+
     def vault(self) -> None:
         """Fill in the vault as the document says, and encrypt it."""
         plain = self.inventory / "group_vars" / "all" / "vault.yml"
         plain.write_text(f"---\nvault_ca_passphrase: {PASSPHRASE}\nvault_site_key: |\n  {SITE_KEY}\n")
-        self.run(f"ansible-vault encrypt {plain}")
+        self.run("ansible-vault encrypt inventory/group_vars/all/vault.yml")
 
     def host(self, name: str, machine: Machine, beds: list[dict[str, str]]) -> None:
         """Make a machine the gateway of that name, with these beds."""
@@ -86,10 +117,10 @@ class Controller:
         file.write_text(json.dumps(known | values))
 
     def start(self, command: str) -> subprocess.Popen[str]:
-        """A command that was started in `ansible/` and not waited for."""
+        """A command that was started in `ansible/` of the checkout and not waited for."""
         self.ran.append(re.sub(r"\s+", " ", command))
         return subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {command}"], cwd=REPOSITORY / "ansible", env=self.environment, text=True,
+            ["/bin/sh", "-c", f"exec {command}"], cwd=self.checkout / "ansible", env=self.environment, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -146,40 +177,3 @@ class Outcome:
     def flat(self) -> str:
         """The text with all space as single blanks, for messages that were folded into lines."""
         return re.sub(r"\s+", " ", self.text)
-
-
-def signing_key(folder: Path) -> Path:
-    """A release-signing key; its public half is `release-signing.pub` beside it."""
-    key = folder / "release-signing.pem"
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(key)], check=True, capture_output=True)
-    public = folder / "release-signing.pub"
-    subprocess.run(
-        ["openssl", "pkey", "-in", str(key), "-pubout", "-out", str(public)], check=True, capture_output=True
-    )
-    return key
-
-
-def release(folder: Path, key: Path, version: str, *, edits: dict[str, tuple[str, str]] | None = None) -> Path:
-    """A signed release of this checkout, of another version, with something replaced in some files."""
-    source = folder / f"source-{version}"
-    for part in (*PARTS, *FILES):
-        if (REPOSITORY / part).is_dir():
-            shutil.copytree(REPOSITORY / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            source.mkdir(exist_ok=True)
-            shutil.copy(REPOSITORY / part, source / part)
-    for name, (old, new) in (edits or {}).items():
-        text = (source / name).read_text()
-        assert old in text, f"{name} has changed: the test replaces {old!r} there"
-        (source / name).write_text(text.replace(old, new))
-    git = ["git", "-C", str(source), "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for words in (["init", "-q"], ["add", "-f", "."], ["commit", "-q", "-m", "a release"]):
-        subprocess.run([*git, *words], check=True, capture_output=True)
-    command = [
-        sys.executable, "-m", "edge_agent", "release", "build", "--source", str(source), "--version", version,
-        "--out", str(folder), "--sign-key", str(key), "--wheels", str(image.wheels()),
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    shutil.rmtree(source)
-    return folder / f"bedside-edge-{version}.tar"

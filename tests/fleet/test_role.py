@@ -29,8 +29,6 @@ from tests.fleet.ansible_rig import (
     VAULT_PASSWORD,
     Controller,
     Outcome,
-    release,
-    signing_key,
 )
 from tests.fleet.machine import Machine
 
@@ -53,15 +51,12 @@ class Ward:
 
     def start(self) -> None:
         """Boot both, and set the controller up as docs/it.md tells."""
+        self.controller.set_up()
         for number, (name, machine) in enumerate(self.machines.items()):
             machine.start()
             self.controller.host(name, machine, [{"id": f"ICU-{number * 2 + 1}"}, {"id": f"ICU-{number * 2 + 2}"}])
-        key = signing_key(self.controller.inventory)
-        folder = self.controller.inventory / "releases"
         for version, edits in (("1.0.0", None), ("1.1.0", None), ("1.2.0", BREAK)):
-            release(folder, key, version, edits=edits)
-        self.controller.vault()
-        self.controller.run("ansible-playbook playbooks/site-ca.yml")
+            self.controller.release(version, edits=edits)
 
     def close(self) -> None:
         """Shut everything down."""
@@ -112,14 +107,14 @@ def ward(bare: Ward) -> Ward:
     bare.outcomes["after ansible"] = _look(first)
     _interrupt(bare, (partial / ".venv").exists, first.kill)
     first.boot()
-    bare.outcomes["site"] = bare.controller.run(f"{SITE} {WARD}")
+    bare.outcomes["site"] = bare.controller.run(f"{SITE} {WARD} -e edge_gateway_serial=2")
     return bare
 
 
 def _interrupt(ward: Ward, when: Callable[[], bool], cut: Callable[[], None]) -> None:
     """Start the installation of the first machine, and end Ansible, after `cut`, as soon as something is so."""
     process = ward.controller.start(f"{SITE} --limit {ONE}")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not when():
         assert process.poll() is None and time.monotonic() < deadline, "it never came to the point of interruption"
         time.sleep(0.005)
@@ -214,6 +209,7 @@ def test_alarms_are_armed_and_the_forwarder_runs(ward: Ward) -> None:
         assert status["gateway"] == name
         assert status["version"] == "1.0.0"
         assert machine.run("systemctl is-active edge-agent").stdout == "active\n"
+        assert "1.0.0" in machine.run("edge-agent --version").stdout
         assert machine.run("systemctl is-enabled bedside-edge.target").stdout == "enabled\n"
         machine.wait("journalctl -u cloud-sync | grep -q kafka.example.org")  # which there is none of: it waits
     beds = json.loads(ward.machines[TWO].run(f"{AGENT} status --json").stdout)["beds"]
@@ -241,7 +237,9 @@ def test_the_second_run_changes_nothing(ward: Ward, record_property: Callable[[s
     record_property("second_run_s", round(outcome.seconds, 1))
     if outcome.seconds > SECOND_RUN_S:
         pytest.fail(f"the second run took {outcome.seconds:.0f} s, more than {SECOND_RUN_S} s")
-    assert ward.controller.run(f"{SITE} {WARD} --check").changed(ONE) == 0
+    both = ward.controller.run(f"{SITE} {WARD}")
+    assert both.changed(ONE) == both.changed(TWO) == 0
+    assert ward.controller.run(f"{SITE} --limit {ONE} --check").changed(ONE) == 0
     assert ward.machines[ONE].run("systemctl show -P MainPID edge-agent").stdout == pid
     ward.outcomes["verbose"] = outcome
 
@@ -408,6 +406,26 @@ def test_a_power_cut_in_the_middle_of_new_keys(ward: Ward) -> None:
     assert ward.controller.run(f"{SITE} --limit {TWO}").changed(TWO) == 0
 
 
+def test_a_system_without_systemd_creds_keeps_its_keys_in_files_for_root(ward: Ward) -> None:
+    """As on Ubuntu 22.04; the key of the buffer stays the same one, there and back."""
+    machine = ward.machines[TWO]
+    plain = "LoadCredential=edge-agent.kek:/etc/credstore/edge-agent.kek"
+    before = json.loads(ward.keyed(TWO, "buffer stats"))
+    ward.controller.describe(TWO, edge_gateway_seal=False)
+    ward.controller.run(f"{SITE} --limit {TWO}")
+    assert machine.run("stat -c '%U %a' /etc/credstore/edge-agent.kek").stdout == "root 600\n"
+    assert not machine.path("/etc/credstore.encrypted/edge-agent.kek").exists()
+    assert json.loads(ward.keyed(TWO, "buffer stats", plain))["kek"] == before["kek"]
+    ward.controller.run(f"ansible-playbook playbooks/rotate-keys.yml --limit {TWO}")
+    after = json.loads(ward.keyed(TWO, "buffer stats", plain))
+    assert after["kek"] != before["kek"] and after["quarantine"] == []
+    ward.controller.describe(TWO, edge_gateway_seal=True)
+    ward.controller.run(f"{SITE} --limit {TWO}")
+    assert json.loads(ward.keyed(TWO, "buffer stats"))["kek"] == after["kek"]
+    assert not machine.path("/etc/credstore/edge-agent.kek").exists()
+    assert json.loads(ward.keyed(TWO, "buffer verify"))["ok"]
+
+
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
@@ -426,9 +444,8 @@ def test_decommissioning_leaves_nothing_readable(ward: Ward) -> None:
         machine.run("ls -d /opt/bedside-edge /etc/edge-agent /var/lib/edge-agent; id edge-agent", check=False).stdout
         == ""
     )
-    assert (
-        machine.run("systemctl list-units --all --no-legend 'edge-agent*' 'cloud-sync*' 'bedside-edge*'").stdout == ""
-    )
+    units = "--no-legend 'edge-agent*' 'cloud-sync*' 'bedside-edge*'"
+    assert machine.run(f"systemctl list-units {units}; systemctl list-unit-files {units}", check=False).stdout == ""
     for path in _written(machine):
         content = path.read_bytes()
         for secret in (key.encode(), kek, SITE_KEY.split()[1].encode(), b"MRN-4711-SECRET"):
@@ -440,6 +457,16 @@ def test_decommissioning_leaves_nothing_readable(ward: Ward) -> None:
     index = (ward.controller.inventory / "ca" / "index.txt").read_text()
     assert re.search(rf"^R\t.*{record['held']['serial']}", index, re.MULTILINE)
     assert ward.controller.run(f"{confirmed} -e edge_gateway_discard_undelivered=true").changed(ONE) == 0
+
+
+def test_the_certificate_of_a_lost_gateway_is_revoked(ward: Ward) -> None:
+    machine, command = ward.machines[TWO], f"ansible-playbook playbooks/revoke.yml --limit {TWO}"
+    serial = machine.run("openssl x509 -in /etc/edge-agent/pki/client.pem -noout -serial").stdout.strip().split("=")[1]
+    machine.kill()
+    assert "The receivers will refuse icu-gw-2; to confirm" in ward.controller.run(command, fails=True).flat
+    ward.controller.run(f"{command} -e edge_gateway_confirm_revocation={TWO}")
+    index = (ward.controller.inventory / "ca" / "index.txt").read_text()
+    assert re.search(rf"^R\t.*keyCompromise.*{serial}", index, re.MULTILINE)
 
 
 def _written(machine: Machine) -> Iterator[Path]:

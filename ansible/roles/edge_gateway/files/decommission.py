@@ -16,6 +16,7 @@ from pathlib import Path
 
 OPT, ETC, DATA = Path("/opt/bedside-edge"), Path("/etc/edge-agent"), Path("/var/lib/edge-agent")
 CONFIG, PKI = ETC / "edge-agent.toml", ETC / "pki"
+PLAIN = Path("/etc/credstore")
 STORE, HOST_SECRET = Path("/etc/credstore.encrypted"), Path("/var/lib/systemd/credential.secret")
 AGENT, FORWARDER = "edge-agent.service", "cloud-sync.service"
 
@@ -105,6 +106,8 @@ def erase(wanted: Answer) -> Answer:
         for path in sorted(Path("/etc").glob(pattern)):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             did.append(str(path))
+    for command in ("edge-agent", "cloud-sync"):
+        Path("/usr/local/bin", command).unlink(missing_ok=True)
     run("systemctl", "daemon-reload")
     run("systemctl", "reset-failed")
     for user in ("edge-agent", "cloud-sync"):
@@ -119,10 +122,10 @@ def erase(wanted: Answer) -> Answer:
 
 def _keys(names: list[str]) -> list[Path]:
     """Every file that opens something, the most valuable first; the host's secret unless it opens other things, too."""
-    stored = sorted(STORE.glob("*")) if STORE.is_dir() else []
+    stored = [path for folder in (STORE, PLAIN) if folder.is_dir() for path in sorted(folder.glob("*"))]
     own = [path for path in stored if path.name in names or path.name.startswith("edge-agent.")]
     own += [path for path in sorted(ETC.rglob("*")) if path.name == "client.key" or path.name.startswith("kek")]
-    return own if set(stored) - set(own) else [*own, HOST_SECRET]
+    return own if {path for path in stored if path.parent == STORE} - set(own) else [*own, HOST_SECRET]
 
 
 def main() -> int:

@@ -113,6 +113,7 @@ def look(wanted: Answer) -> Answer:
         "systemd": int(numbers[1]) if numbers and text(Path("/proc/1/comm")).strip() == "systemd" else 0,
         "free_mb": disk.f_bavail * disk.f_frsize // 2**20,
         "missing": _missing(packages),
+        "trusted": sorted(path.name for path in (ETC / "trusted").glob("*.pub")),
         "users": all(
             run("getent", "passwd", user, check=False).returncode == 0 for user in ("edge-agent", "cloud-sync")
         ),
@@ -243,9 +244,15 @@ def credentials(wanted: Answer) -> Answer:
         if held is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", held):
             raise Problem(f"edge_gateway_credentials: {KEK} is not 64 hexadecimal digits")
         if not _stored(KEK, wanted["seal"]).exists():  # changing it here would orphan the buffer: rotate-keys.yml does
-            did.append(f"made {KEK}")
+            other = _stored(KEK, not wanted["seal"])  # there after a change of the system, or of edge_gateway_seal
+            moved = _opened(KEK, not wanted["seal"])
+            if other.exists() and not moved:
+                raise Problem(f"{other}: cannot be opened, and it is the key of the buffer: nothing was changed")
+            did.append(f"moved {KEK}" if moved else f"made {KEK}")
             if not wanted["check"]:
-                _seal(KEK, bytes.fromhex(held) if held else secrets.token_bytes(32), seal=wanted["seal"])
+                key = moved or (bytes.fromhex(held) if held else secrets.token_bytes(32))
+                _seal(KEK, key, seal=wanted["seal"])
+                destroy(other)
     for name, value in sorted(values.items()):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise Problem(f"edge_gateway_credentials: {name!r} cannot be the name of a credential")
@@ -257,7 +264,7 @@ def credentials(wanted: Answer) -> Answer:
     for unit, names in ((AGENT, kek), (FORWARDER, [*kek, *sorted(values)])):
         drop = UNITS / f"{unit}.d" / "50-credentials.conf"
         lines = [_load_line(name, wanted["seal"]) for name in names]
-        if not wanted["kek"]:
+        if not wanted["kek"] or not wanted["seal"]:
             lines.insert(0, "LoadCredentialEncrypted=")  # takes the unit's own line for the buffer's key out
         wish = "".join(f"{line}\n" for line in ["[Service]", *lines]) if lines else ""
         if text(drop) != wish:
@@ -408,17 +415,19 @@ def rotate(wanted: Answer) -> Answer:
     A unit of its own does it, ordered before the agent: should the power go in the middle, it runs at the next boot,
     before an agent could start with a key that is no longer the right one. Last, it moves the new key to its place.
     """
-    fresh, following, old = STORE / f"{KEK}.new", STORE / NEXT, STORE / f"{KEK}.old"
-    if not (STORE / KEK).exists():
-        raise Problem(f"{STORE / KEK}: there is none; a key in a file or a TPM is changed by hand, see docs/keys.md")
+    seal = bool(wanted["seal"])
+    present, following = _stored(KEK, seal), _stored(NEXT, seal)
+    fresh, old = present.with_name(f"{KEK}.new"), present.with_name(f"{KEK}.old")
+    if not present.exists():
+        raise Problem(f"{present}: there is none; a key in a file or a TPM is changed by hand, see docs/keys.md")
     if not (fresh.exists() and following.exists()):
         fresh.unlink(missing_ok=True)
         key = secrets.token_bytes(32) if not wanted.get("value") else bytes.fromhex(str(wanted["value"]))
-        _seal(NEXT, key)
-        _seal(KEK, key, f"{KEK}.new")
+        _seal(NEXT, key, seal=seal)
+        _seal(KEK, key, f"{KEK}.new", seal=seal)
     if not old.exists():
-        os.link(STORE / KEK, old)  # to be overwritten where it lies once nothing needs it
-    place(TURN, _turn_unit().encode(), 0o644)
+        os.link(present, old)  # to be overwritten where it lies once nothing needs it
+    place(TURN, _turn_unit(present, seal).encode(), 0o644)
     wants = UNITS / f"{AGENT}.wants"
     wants.mkdir(exist_ok=True)
     _link(wants / TURN.name, str(TURN))
@@ -449,23 +458,23 @@ def rotate(wanted: Answer) -> Answer:
     }
 
 
-def _turn_unit() -> str:
+def _turn_unit(present: Path, seal: bool) -> str:
     agent = OPT / "current/.venv/bin/edge-agent"
     return f"""[Unit]
 Description=change the key of bedside-edge's buffer, before an agent starts
 Before={AGENT} {FORWARDER}
-ConditionPathExists={STORE / KEK}.new
+ConditionPathExists={present}.new
 
 [Service]
 Type=oneshot
 User=edge-agent
 Group=edge-agent
 UMask=0077
-LoadCredentialEncrypted={KEK}
-LoadCredentialEncrypted={NEXT}
+{_load_line(KEK, seal)}
+{_load_line(NEXT, seal)}
 ExecStart={agent} keys rotate --new credential:{NEXT} --config {CONFIG}
-ExecStartPost=+/bin/mv -f {STORE / KEK}.new {STORE / KEK}
-ExecStartPost=+/bin/sync -f {STORE}
+ExecStartPost=+/bin/mv -f {present}.new {present}
+ExecStartPost=+/bin/sync -f {present.parent}
 """
 
 
