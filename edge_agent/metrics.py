@@ -30,6 +30,7 @@ Samples = list[tuple[Mapping[str, str], float]]
 
 KINDS: tuple[Literal["physiological", "technical", "advisory"], ...] = ("physiological", "technical", "advisory")
 INACTIVATIONS: tuple[Inactivation, ...] = ("audio_paused", "alarm_paused", "audio_off", "alarm_off")
+_CLOCK = Clock()
 _CLINICAL = ("edge_agent_model_drift",)  # families that are computed from vital signs
 _CLINICAL_FIGURES = ("mean_risk",)
 _NO_BUFFER: Mapping[str, Any] = {"stored": 0, "pending": 0, "bytes": 0}
@@ -127,7 +128,7 @@ def _alarms(agent: Agent) -> Iterator[str]:
         if (micros := latency[key]) is not None
     ]
     words = "Time from the last byte of a value to the hand-over of its alarm."
-    yield from family("edge_agent_alarm_latency_seconds", "gauge", words, quantiles)
+    yield from family("edge_agent_alarm_latency_seconds", "summary", words, quantiles)
     counts = Counter((event.kind, event.priority) for _bed, event in agent.pipeline.alarms.active())
     yield from family(
         "edge_agent_alarms_active", "gauge", "Alarms that are not over, of all beds and the gateway.",
@@ -156,7 +157,7 @@ def _technical(agent: Agent) -> Iterator[str]:
     known = {row.id for row in agent.parts.presets[GATEWAY].conditions}
     samples = [({"condition": each}, int(each in present)) for each in sorted(known | present)]
     yield from family("edge_agent_fault", "gauge", "Whether a technical condition of the gateway is present.", samples)
-    synchronized = int(Clock().quality() == SYNCHRONIZED)
+    synchronized = int(_CLOCK.quality() == SYNCHRONIZED)
     words = "Whether the kernel holds the wall clock for synchronized."
     yield from family("edge_agent_clock_synchronized", "gauge", words, [({}, synchronized)])
 

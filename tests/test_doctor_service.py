@@ -265,6 +265,9 @@ def test_a_credential_is_looked_for(made: Made) -> None:
     sealed.write_text("sealed")
     sealed.chmod(0o644)
     assert "mode 0644" in only(told()).detail and "chmod 0600" in only(told()).remedy
+    sealed.parent.chmod(0o700)
+    assert not told(), "nobody else gets to it, as systemd-creds makes it"
+    sealed.parent.chmod(0o755)
     sealed.chmod(0o600)
     assert not told()
     plain = made.root / "etc/credstore/edge-agent.site-key"

@@ -37,7 +37,7 @@ def parsed(text: str) -> Samples:
             _, _, present, kind = line.split(" ")
             assert present not in seen, f"{present} stands twice"
             assert helped == present, f"{present} has no help"
-            assert kind in ("counter", "gauge") and (kind == "counter") == present.endswith("_total")
+            assert kind in ("counter", "gauge", "summary") and (kind == "counter") == present.endswith("_total")
             seen.add(present)
             continue
         match = SAMPLE.fullmatch(line)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running_agent import Bedside, dial, running
+from running_agent import Bedside, dial, running, until
 from test_exposition import parsed
 
 from bench.gateway import PRESET
@@ -312,11 +312,15 @@ def expressions() -> list[str]:
 
 async def test_every_number_of_the_examples_is_one_that_an_agent_gives(tmp_path: Path) -> None:
     bedside = Bedside(tmp_path)
+    told = {
+        "state": "connected", "backlog_records": 1, "backlog_oldest_s": 2, "forwarded": {"data": 1},
+        "dropped": {"data": 0},
+    }  # fmt: skip
+    file = bedside.data_dir / "cloud-sync/status.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(told))
     async with running(bedside.write(LISTEN)) as agent:
-        agent.cloud = {
-            "state": "connected", "backlog_records": 1, "backlog_oldest_s": 2, "forwarded": {"data": 1},
-            "dropped": {"data": 0},
-        }  # fmt: skip
+        await until(lambda: agent.cloud, "what the forwarder says")
         monitor = await dial(bedside.port)
         monitor.send(frame(1, 3, 80.0))
         await monitor.reply()

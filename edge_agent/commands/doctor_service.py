@@ -238,8 +238,10 @@ def check_credentials(loaded: Loaded, root: Path = SYSTEM) -> Iterator[Finding]:
             yield Finding("credentials", "FAIL", f"{key}: {sealed} is missing", make)
             continue
         mode = stat.S_IMODE(present.stat().st_mode)
-        if mode & 0o077:
-            yield Finding("credentials", "FAIL", f"{present} has mode {mode:04o}", f"chmod 0600 {present}")
+        reachable = mode & 0o077 and stat.S_IMODE(present.parent.stat().st_mode) & 0o011
+        if reachable:
+            state = "FAIL" if present == plain else "warn"  # without the machine's own key the sealed one is of no use
+            yield Finding("credentials", state, f"{present} has mode {mode:04o}", f"chmod 0600 {present}")
         if present == plain:
             yield Finding("credentials", "warn", f"{plain} is not encrypted", f"{make}; shred -u {plain}")
         unpassed = [unit for unit in units if root == SYSTEM and not _passed(unit, name)]
@@ -250,7 +252,7 @@ def check_credentials(loaded: Loaded, root: Path = SYSTEM) -> Iterator[Finding]:
         if trouble:
             detail = f"{sealed} is not opened by this machine: {trouble}"
             yield Finding("credentials", "FAIL", detail, f"was it made on another machine? {make}")
-        elif not (unpassed or mode & 0o077 or present == plain):
+        elif not (unpassed or reachable or present == plain):
             opened = "opens" if root == SYSTEM and os.geteuid() == 0 else "is present"
             yield Finding("credentials", "ok", f"{name} {opened}, for {' and '.join(units)}")
 
