@@ -246,9 +246,9 @@ def test_a_refusal_is_tried_again_later() -> None:
     bedside.run(3)
     asked = len(bedside.sent)
     bedside.hear([b"\x0c\x03\x32\x01\x00"])
-    bedside.run(8)
+    bedside.run(3)
     assert len(bedside.sent) == asked
-    bedside.run(5)
+    bedside.run(2)
     assert len(bedside.sent) == asked + 1
 
 
@@ -315,7 +315,6 @@ def test_one_wild_time_does_not_end_the_monitoring() -> None:
 
 def test_results_of_an_association_that_is_no_more_are_rejected_and_the_monitor_is_freed() -> None:
     bedside = Bedside()
-    bedside.take(bedside.decoder.tick(0))
     ticks = bedside.monitor._ticks(0.0)
     stale = numerics(3, ticks, [one(0x4182, 0, 2720, 88)])
     assert reasons(bedside.hear([stale])) == ["result outside of an association"]
@@ -404,6 +403,21 @@ def test_a_message_that_does_not_fit_gives_nothing_of_itself() -> None:
     short = short[:4] + struct.pack(">H", len(short) - 6) + short[6:]
     items = IntelliVue().feed(Chunk(0, numerics(3, 1, [good, short]), CHANNEL))
     assert reasons(items) == ["numeric: length"] and len(items) == 1
+
+
+def test_two_values_of_one_object_that_differ_are_none() -> None:
+    twice = one(0x4182, 0, 2720, 72, (0x0950, struct.pack(">HHHI", 0x4182, 0, 2720, 73)))
+    assert reasons(IntelliVue().feed(Chunk(0, numerics(3, 1, [twice]), CHANNEL))) == ["numeric: length"]
+
+
+def test_an_mds_create_is_answered_even_if_its_attributes_cannot_be_read() -> None:
+    bedside = Bedside()
+    bedside.deaf = True
+    bedside.run(2)
+    create = bytearray(bedside.monitor._create(0.0))
+    create[37] ^= 1  # how many attributes follow
+    bedside.hear([bedside.monitor._associate(requests.association(True), 0.0)[0], bytes(create)])
+    assert any(each[:6] == b"\xe1\0\0\2\0\2" for each in bedside.sent) and not reasons(bedside.items)
 
 
 # -- alarms -------------------------------------------------------------------------------------------------------

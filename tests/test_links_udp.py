@@ -77,3 +77,47 @@ async def test_a_port_in_use_is_told() -> None:
             await sink.until_state("lost", "already in use")
             taken.close()
             await sink.until_state("connected")
+
+
+async def test_one_peer_is_spoken_to_first_and_nobody_else_is_heard() -> None:
+    (peer, name), (stranger, _) = sender(), sender()
+    with peer, stranger:
+        link = UdpLink(parse(f"udp-dial://{name}"), Reporting(30))
+        async with running(link) as sink:
+            await sink.until_state("connected", name)
+            assert link.send(b"hello") and link.send(b"again", name)
+            data, back = peer.recvfrom(100)
+            assert (data, peer.recv(100)) == (b"hello", b"again")
+            stranger.sendto(b"no", back)
+            peer.sendto(b"yes", back)
+            await sink.until(lambda: bool(sink.chunks))
+            assert [(chunk.data, chunk.channel) for chunk in sink.chunks] == [(b"yes", name)]
+
+
+async def test_a_peer_that_is_not_there_is_no_end() -> None:
+    peer, name = sender()
+    port = peer.getsockname()
+    peer.close()
+    link = UdpLink(parse(f"udp-dial://{name}"), Reporting(30))
+    async with running(link) as sink:
+        await sink.until_state("connected")
+        link.send(b"nobody")  # the kernel tells of the closed port with the next call
+        link.send(b"nobody")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as late:
+            late.bind(port)
+            late.settimeout(DEADLINE_S)
+            assert link.send(b"now") and late.recv(100)
+        assert sink.names == ["connected"]
+
+
+async def test_a_sender_is_answered_at_the_port_of_the_url() -> None:
+    (one, _), (two, name) = sender(), sender()
+    with one, two:
+        link = udp(f"?reply={two.getsockname()[1]}")
+        async with running(link) as sink:
+            await sink.until_state("connected")
+            assert link.bound is not None
+            one.sendto(b"from another port", link.bound)
+            await sink.until(lambda: bool(sink.chunks))
+            assert sink.chunks[0].channel == name
+            assert link.send(b"here", name) and two.recv(100) == b"here"

@@ -5,8 +5,7 @@ monitor's MDS Create event, the gateway's answer to it. Then it answers polls, a
 seconds without a request end it. `TABLE` says for each state and event what comes next, what is to be done, and how
 long that state may last before the event `due`.
 
-  listening    no time has been told yet: a recording, or the first second of a run. Everything is decoded, whatever
-               association it belongs to
+  listening    a recording, until a time is told. Everything is decoded, whatever association it belongs to
   idle         no association; `due` asks for one
   freeing      told to end an association of which this gateway knows nothing (any more); `due` asks for one
   requested    asked, not answered; `due` asks again
@@ -34,7 +33,7 @@ REQUEST, CONFIRM, START, STOP, RELEASE, ANSWER, GIVE_UP = (
 
 _FIRST_S = 0.5
 _PAUSE_S = 2.0  # after an end: the monitor takes a moment to be free again
-_REFUSED_S = 10.0  # the other client it has may go
+_REFUSED_S = 4.0  # the client it has may be this gateway before its restart, which it gives up after ten seconds
 _ANSWER_S = 5.0
 _CREATE_S = 10.0  # a monitor repeats an MDS Create that was not answered three times over about so long
 _RESULT_S = 10.0  # the shortest time-out of an association
@@ -54,6 +53,7 @@ _LOST = Step(IDLE, _PAUSE_S, (STOP,))
 _ASK = Step(REQUESTED, _ANSWER_S, (REQUEST,))
 _BEGIN = Step(ASSOCIATED, _RESULT_S, (CONFIRM, START))
 _AWAIT = Step(ACCEPTED, _CREATE_S)
+_FREE = Step(FREEING, _PAUSE_S, (GIVE_UP,))  # a result of an association that is no more
 # An answer to a request that was given up: both sides begin anew.
 _STALE = Step(IDLE, _PAUSE_S, (GIVE_UP,))
 
@@ -68,12 +68,13 @@ TABLE: Final[dict[tuple[str, str], Step]] = {
     (IDLE, "indicated"): _ASK,
     (IDLE, "accepted"): _STALE,
     (IDLE, "created"): _STALE,
-    (IDLE, "result"): Step(FREEING, _PAUSE_S, (GIVE_UP,)),  # of an association that is no more
+    (IDLE, "result"): _FREE,
     (IDLE, "released"): Step(IDLE, _PAUSE_S, (ANSWER,)),
     (FREEING, "due"): _ASK,
     (FREEING, "indicated"): _ASK,
     (FREEING, "released"): Step(IDLE, _PAUSE_S, (ANSWER,)),
     (REQUESTED, "due"): _ASK,
+    (REQUESTED, "result"): _FREE,
     (REQUESTED, "accepted"): _AWAIT,
     (REQUESTED, "created"): _BEGIN,  # the accept was lost
     (REQUESTED, "refused"): Step(IDLE, _REFUSED_S),
@@ -99,14 +100,14 @@ TABLE: Final[dict[tuple[str, str], Step]] = {
     (RELEASING, "released"): Step(IDLE, _PAUSE_S, (ANSWER,)),
     (RELEASING, "aborted"): _ENDED,
 }
-_ABANDONED_NS = 3_000_000_000  # a monitor that gives results gives one a second
+_ABANDONED_NS = 2_500_000_000  # a monitor that gives results gives one a second
 
 
 class Association:
     """State of the association with one monitor."""
 
-    def __init__(self) -> None:
-        self.state = LISTENING
+    def __init__(self, live: bool) -> None:
+        self.state = IDLE if live else LISTENING
         self._due_ns: int | None = None  # None: as soon as a time is told
         self._result_ns = 0
 

@@ -93,9 +93,10 @@ def attributes(data: bytes, at: int, end: int) -> tuple[Attributes, int]:
             raise Malformed("attributes: fewer than counted")
         name, size = _HEAD.unpack_from(data, at)
         at += 4
-        if size > stop - at or name in out:
-            raise Malformed("attribute: longer than its list" if name not in out else "attribute: twice")
-        out[name] = data[at : at + size]
+        if size > stop - at:
+            raise Malformed("attribute: longer than its list")
+        value = data[at : at + size]
+        out[name] = value if out.get(name, value) == value else b""  # two that differ are none
         at += size
     _exactly(stop - at, 0, "attributes")
     return out, stop
@@ -139,8 +140,11 @@ def _event(message: bytes) -> Event:
         at += _OBJECT.size
     elif event != CONNECT_INDICATION:
         raise Malformed("event unknown")
-    found, at = attributes(message, at, len(message))
-    _exactly(len(message), at, "event")
+    try:
+        found, at = attributes(message, at, len(message))
+        _exactly(len(message), at, "event")
+    except Malformed:  # what it tells besides can be asked for later; unanswered, the monitor would give up
+        found = {}
     return Event(event, invoke, command == CONFIRMED_EVENT, (kind, context, handle), relative, found)
 
 

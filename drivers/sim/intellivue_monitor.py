@@ -41,6 +41,11 @@ _NUMERICS, _WAVES, _PATIENT, _ALERTS, _SYSTEM = 6, 9, 42, 54, 33
 _NIBP = ("nibp_sys", "nibp_dia", "nibp_mean")
 _UNITS = {"/min": 2720, "%": 544, "mm[Hg]": 3872, "Cel": 6048, "mm": 1298, "L/min": 3072}
 _MANY: dict[str, tuple[str, ...]] = {"nibp": _NIBP, "abp": ("abp_sys", "abp_dia", "abp_mean")}
+CARRIED = tuple(
+    term.name
+    for term in terms.TERMS
+    if term.kind == "numeric" and term.mdil and term.ucum in _UNITS and term.name != "perfusion_index"
+)  # what it has numerics for; its own perfusion indicator is no percentage
 _LABELS = {"heart_rate": "HR", "spo2": "SpO\u2082", "pulse_rate": "Pulse", "resp_rate": "RR", "temp": "Temp"}
 
 
@@ -392,14 +397,7 @@ class Monitor:
         return _u16(code, state, unit) + number(value)
 
     def _numerics(self) -> list[bytes]:
-        single = [
-            name
-            for name in self.values
-            if terms.BY_NAME[name].mdil
-            and terms.BY_NAME[name].ucum in _UNITS
-            and name != "perfusion_index"
-            and not any(name in many for many in _MANY.values())
-        ]
+        single = [name for name in self.values if name in CARRIED and not any(name in many for many in _MANY.values())]
         out = []
         for handle, name in enumerate(single, 0x20):
             found = [(0x0950, self._value(name))]

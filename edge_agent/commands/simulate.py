@@ -14,7 +14,7 @@ from pathlib import Path
 from drivers.sim.patient import PROFILES
 from drivers.sim.recorded import RecordedError, Row
 from edge_agent.config import EXIT_CONFIG
-from edge_agent.demo import frames
+from edge_agent.demo import frames, intellivue
 from edge_agent.demo.pace import MAX
 from edge_agent.demo.simulate import TARGETS, Report, Settings, TargetError, parse_target, simulate
 
@@ -35,11 +35,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     what.add_argument("--profile", choices=PROFILES, help="a simulated patient")
     parser.add_argument("--to", required=True, metavar="URL", help="where the gateway is met, see below")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the simulated patient")
-    parser.add_argument("--bed-location", default="", metavar="LOC", help="hl7: PV1-3, for example ICU^^3")
-    parser.add_argument("--patient", default="", metavar="ID", help="hl7: PID-3")
+    parser.add_argument(
+        "--bed-location", default="", metavar="LOC", help="hl7: PV1-3, for example ICU^^3; intellivue: bed label"
+    )
+    parser.add_argument("--patient", default="", metavar="ID", help="hl7: PID-3; intellivue: patient ID")
     parser.add_argument("--start", type=_start, metavar="TIME", help="hl7: device time of second 0, ISO 8601; now")
     parser.add_argument("--format", choices=frames.OXIMETER_FORMATS, default="2", help="oximeter: data format")
     parser.add_argument("--name", default="HRM-SIM", metavar="NAME", help="wearable: its Bluetooth name")
+    parser.add_argument(
+        "--misbehave", type=_misbehaviour, default="", metavar="WHAT=HOW,...",
+        help="intellivue: drop, late, twice, corrupt=SHARE; abort_s, restart_s=SECONDS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--announce-to", type=_place, metavar="HOST:PORT", help="intellivue: where a free monitor announces itself"
+    )
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="N|max", help="times real time")
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="only so much of the file or the patient")
     parser.set_defaults(func=run)
@@ -61,6 +70,21 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _misbehaviour(text: str) -> str:
+    try:
+        intellivue.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _place(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError("HOST:PORT")
+    return host, int(port)
+
+
 def _start(text: str) -> datetime:
     at = datetime.fromisoformat(text)
     return at if at.tzinfo is not None else at.astimezone()
@@ -70,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     """Send until the rows end or Ctrl-C; 0 when every row was sent."""
     try:
         target = parse_target(args.device, args.to)
+        if args.device == "intellivue" and args.speed != 1.0:
+            raise TargetError(f"{args.to}: a monitor keeps its own time; leave out --speed")
         source = _rows(args)
     except TargetError as error:
         print(f"edge-agent simulate: --to {error}", file=sys.stderr)
@@ -84,6 +110,9 @@ def run(args: argparse.Namespace) -> int:
         start=args.start or datetime.now().astimezone(),
         format_name=args.format,
         name=args.name,
+        misbehaviour=args.misbehave,
+        indicate=args.announce_to,
+        seed=args.seed,
     )
     report = Report()
     try:
@@ -92,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"edge-agent simulate: {error}", file=sys.stderr)
         return 1
     answered = f", {report.acknowledged} acknowledged, {report.resent} sent again" if args.device == "hl7" else ""
+    if report.told:
+        answered = f", {report.connects} associations; datagrams and events: {report.told};"
     print(f"sent {report.rows} rows{answered} in {report.seconds:.1f} s{'' if complete else ', interrupted'}")
     return 0 if complete else 130
 

@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
 
-from drivers.sim import hl7_monitor, oximeter
+from drivers.sim import hl7_monitor, intellivue_monitor, oximeter
 from drivers.sim.patient import Patient
 from drivers.sim.recorded import RecordedError, Row, rows
 
 OXIMETER_FORMATS = ("2", "7", "8", "ascii")
-CARRIES = {"oximeter": ("spo2", "pulse_rate"), "wearable": ("heart_rate",)}  # the HL7 monitor carries every term
+_WHOLE = {"oximeter": ("spo2", "pulse_rate"), "wearable": ("heart_rate",)}  # devices that know whole numbers only
+CARRIES = {**_WHOLE, "intellivue": intellivue_monitor.CARRIED}  # the HL7 monitor carries every term
 
 _PACKETS_A_SECOND = 3  # of formats 2 and 7
 _PLETH_HZ = 75
@@ -88,5 +89,5 @@ def oximeter_second(values: Mapping[str, float | None], format_name: str, patien
 
 def rounded(source: Iterable[Row], device: str) -> int:
     """How many values the device cannot send as they are, because it knows whole numbers only."""
-    carried = CARRIES.get(device, ())
+    carried = _WHOLE.get(device, ())
     return sum(value is not None and value != round(value) for row in source for value in map(row.values.get, carried))

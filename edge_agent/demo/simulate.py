@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from drivers.sim.intellivue_monitor import CARRIED, Monitor
 from drivers.sim.recorded import Row
-from edge_agent.demo import frames
+from edge_agent.demo import frames, intellivue
 from edge_agent.demo.monitor import Hl7Monitor
 from edge_agent.demo.pace import paced
 from edge_agent.demo.wire import PtyWire, TcpWire, Wire
@@ -28,10 +29,11 @@ TARGETS: dict[str, dict[str, str]] = {
     "wearable": {
         "radio": "open a virtual radio at radio://HOST:PORT (the gateway's ble://name/NAME?hci=tcp-client:HOST:PORT)"
     },
+    "intellivue": {"udp": "answer at udp://HOST:PORT (the gateway's udp-dial://HOST:PORT)"},
 }
 
 
-LINGER_S = 1.0  # a strap that leaves the air takes with it what the radio has not passed on
+LINGER_S = 1.2  # a strap that leaves the air takes with it what the radio has not passed on; a monitor its last second
 
 
 class TargetError(ValueError):
@@ -53,11 +55,14 @@ class Settings:
     """How a device sends; each device looks at its own fields."""
 
     speed: float = 1.0  # 0: as fast as the gateway takes it
-    location: str = ""  # hl7: PV1-3
-    patient_id: str = ""  # hl7: PID-3
+    location: str = ""  # hl7: PV1-3; intellivue: bed label
+    patient_id: str = ""  # hl7: PID-3; intellivue: its identifier
     start: datetime = field(default_factory=lambda: datetime.now().astimezone())  # hl7: device time of second 0
     format_name: str = "2"  # oximeter
     name: str = "HRM-SIM"  # wearable
+    misbehaviour: str = ""  # intellivue: what goes wrong, as intellivue.parse takes it
+    indicate: tuple[str, int] | None = None  # intellivue: where a free monitor announces itself
+    seed: int = 1  # of the misbehaviour
 
 
 @dataclass(slots=True)
@@ -69,6 +74,7 @@ class Report:
     resent: int = 0
     connects: int = 0
     seconds: float = 0.0
+    told: str = ""  # what else there is to say
 
 
 def parse_target(device: str, url: str) -> Target:
@@ -101,6 +107,8 @@ async def simulate(device: str, source: Iterable[Row], target: Target, settings:
             await _monitor(source, target, settings, report)
         elif device == "oximeter":
             await _oximeter(source, target, settings, report)
+        elif device == "intellivue":
+            await _intellivue(source, target, settings, report)
         else:
             await _wearable(source, target, settings, report)
     finally:
@@ -136,6 +144,20 @@ async def _oximeter(source: Iterable[Row], target: Target, settings: Settings, r
             report.rows += 1
     finally:
         await asyncio.shield(wire.close())
+
+
+async def _intellivue(source: Iterable[Row], target: Target, settings: Settings, report: Report) -> None:
+    monitor = Monitor(settings.location or "BED 1", settings.patient_id, settings.start.replace(tzinfo=None))
+    host = intellivue.Host(monitor, intellivue.parse(settings.misbehaviour), settings.seed)
+    try:
+        async with intellivue.hosted(host, target.host, target.port, settings.indicate):
+            async for row in paced(((row.at_s, row) for row in source), settings.speed):
+                monitor.measure({name: row.values[name] for name in row.values if name in CARRIED}, host.now_s())
+                report.rows += 1
+            await asyncio.sleep(LINGER_S)
+    finally:
+        report.connects = host.associations
+        report.told = ", ".join(f"{count} {name}" for name, count in host.counts.items() if count)
 
 
 async def _wearable(source: Iterable[Row], target: Target, settings: Settings, report: Report) -> None:

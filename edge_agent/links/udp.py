@@ -68,7 +68,8 @@ class UdpLink:
         end = "remote_addr" if self._dials else "local_addr"
         try:
             transport, protocol = await loop.create_datagram_endpoint(
-                lambda: _Datagrams(self, report), **{end: (self._host, self._port)}  # type: ignore[arg-type]
+                lambda: _Datagrams(self, report),
+                **{end: (self._host, self._port)},  # type: ignore[arg-type]
             )
         except OSError as error:
             if self._dials:
