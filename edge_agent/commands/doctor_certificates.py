@@ -13,7 +13,9 @@ from edge_agent.commands.finding import FORWARDER, SYSTEM, Finding, installed, u
 from edge_agent.config import Loaded
 
 SOON_DAYS = 30  # long enough for a hospital's authority to answer
-RENEW = "make a request and have the site's authority sign it: docs/it.md, certificates"
+RENEW = (
+    "ansible-playbook playbooks/site.yml --limit GATEWAY has the site's authority make a new one: docs/it.md, section 3"
+)
 
 
 def check_certificates(loaded: Loaded, root: Path = SYSTEM) -> Iterator[Finding]:

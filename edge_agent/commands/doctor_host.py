@@ -90,7 +90,7 @@ def _card(present: Path, root: Path) -> Iterator[Finding]:
 
 def _wear(disk: Path) -> Iterator[Finding]:
     """An eMMC tells tenths of its life; most SD cards tell nothing but who made them and when."""
-    folder, replace = disk / "device", "replace it in the next days; docs/it.md says how to move a gateway"
+    folder, replace = disk / "device", "make a new card in the next days: docs/it.md, sections 1 and 3"
     ends = text(folder / "pre_eol_info")
     tenths = [int(word, 16) for word in text(folder / "life_time").split() if word.startswith("0x")]
     about = " ".join(word for word in (text(folder / "type"), text(folder / "name"), text(folder / "date")) if word)

@@ -140,7 +140,7 @@ def _provision(
     try:
         session.run()
         print()
-        if arguments.write is not None and session.proposal is not None and _passed(session, "configuration"):
+        if arguments.write is not None and session.proposal is not None and session.devices():
             with _telling(arguments.write):
                 session.proposal.publish(arguments.write, replace=arguments.replace)
             print(f"configuration: {arguments.write}")
@@ -182,10 +182,6 @@ def _write_record(
         print("Now put this configuration in place and start the agent; edge-agent doctor says whether it is the one.")
     print(f"\nBed {bed}: {'ACCEPTED' if accepted else 'NOT ACCEPTED'}: {reason}")
     return 0 if accepted else 1
-
-
-def _passed(session: Session, step: str) -> bool:
-    return any(each.step == step and each.outcome == "passed" for each in session.results)
 
 
 def _bed(arguments: argparse.Namespace, talk: Talk, answers: Answers | None, present: Loaded | None) -> str:
