@@ -27,7 +27,7 @@ from edge_agent.links.address import parse
 from edge_agent.provisioning import detect
 from edge_agent.provisioning.detect import Detection, Search, serial_drivers
 from edge_agent.provisioning.listener import ListenError, SerialPort, TcpPort, open_listener
-from edge_agent.records import Chunk, Item, Observation, Reply
+from edge_agent.records import Chunk, Item, Observation, Reject, Reply
 
 NS = 1_000_000_000
 USUAL = Line(9600)
@@ -268,6 +268,26 @@ def test_two_drivers_that_understand_alike_are_told_and_not_chosen() -> None:
     found = search(Wire([(n / 2, b"ab") for n in range(40)]), candidates=twins)
     assert (found.state, sorted(found.drivers)) == ("doubtful", ["left", "right"])
     assert "name one" in found.reason
+
+
+class Late(Asker):
+    """Finds a value in every tenth byte, and tells of the rest when the line has been silent."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._last_ns = 0
+
+    def feed(self, chunk: Chunk) -> list[Item]:
+        before, self._seen, self._last_ns = self._seen, self._seen + len(chunk.data), chunk.at_ns
+        return [Observation("spo2", 97.0, "valid", chunk.at_ns)] * (self._seen // 10 - before // 10)
+
+    def tick(self, at_ns: int) -> list[Item]:
+        return [Reject("noise", self._seen, at_ns)] if at_ns - self._last_ns > 5 * NS else []
+
+
+def test_rejects_that_a_decoder_tells_late_count() -> None:
+    late = Driver("late", Late, frozenset({"serial"}), ("spo2",), 5.0, "a test")
+    assert search(Wire([(n / 10, bytes(50)) for n in range(200)]), candidates=[late]).state == "unknown"
 
 
 class Raiser(Asker):

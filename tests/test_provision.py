@@ -40,6 +40,7 @@ from edge_agent.demo.radio import wearable_on_air
 from edge_agent.parts import Parts
 from edge_agent.provisioning import record as records
 from edge_agent.provisioning import session, signals, signing
+from edge_agent.provisioning.proposal import publish
 from edge_agent.provisioning.readings import SourceReading, sources_of
 from edge_agent.provisioning.steps import NAMES, STEPS, Result, failed, passed, skipped, verdict
 from edge_agent.records import Chunk, Item, Reply
@@ -315,13 +316,24 @@ async def press_again(chip: StandIn) -> None:
         chip.edge(False, ago_ms=100)
 
 
+async def test_a_proposal_is_written_beside_a_running_agent_and_not_accepted_before_it_runs(bed: Bed) -> None:
+    target = bed.folder / "proposed.toml"
+    async with running(bed.config):
+        words = ("--only", "protocol,configuration", "--write", str(target))
+        assert await asyncio.to_thread(bed.run, *words) == 0
+        assert "[[source]]" in target.read_text()
+        words = ("--only", "protocol,configuration,values", "--write", str(bed.folder / "again.toml"))
+        assert await asyncio.to_thread(bed.run, *words, "--record", str(bed.record)) == 1
+    assert "does not have the proposed configuration" in bed.step("configuration")["seen"]
+
+
 async def test_an_agent_with_an_older_configuration_is_not_accepted(bed: Bed) -> None:
     bed.config.write_text(bed.text(bed.source()))
     del bed.answers["port"]
     async with running(bed.config):
         stamp = time.time() + 60
         os.utime(bed.config, (stamp, stamp))
-        assert await asyncio.to_thread(bed.run, "--only", "configuration", "--record", str(bed.record)) == 1
+        assert await asyncio.to_thread(bed.run, "--only", "configuration,values", "--record", str(bed.record)) == 1
     assert "changed after the running agent was started" in bed.step("configuration")["seen"]
 
 
@@ -394,6 +406,13 @@ def test_a_button_that_is_not_pressed(bed: Bed, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(StandIn, "edge", lambda *_, **__: None)
     monkeypatch.setattr(signals._Presses, "wait", lambda *_: None)
     accepted_but(bed, "button", "no short press within 3 s")
+
+
+def test_a_long_press_is_not_the_one_that_acknowledges(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    edge = StandIn.edge
+    monkeypatch.setattr(StandIn, "edge", lambda self, down, ago_ms: edge(self, down, ago_ms * 30 if down else ago_ms))
+    monkeypatch.setattr(signals._Presses, "wait", lambda *_: time.sleep(0.5))
+    accepted_but(bed, "button", "no short press")
 
 
 def test_a_button_whose_line_is_taken(bed: Bed, chip: StandIn) -> None:
@@ -564,6 +583,17 @@ def test_sigterm_is_an_interruption_too() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "record.json"
+    target.write_text("mine")
+    with pytest.raises(FileExistsError):
+        publish("other", target, replace=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"] and target.read_text() == "mine"
+    target.chmod(0o600)
+    publish("other", target, replace=True)
+    assert target.read_text() == "other" and stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
 def test_wrong_use(bed: Bed, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,6 @@ class Found:
 
     driver: str
     link: str
-    device: str = ""  # what it is, for the record
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,7 +275,9 @@ class Session:
             )  # fmt: skip
         suffix = f"?hci={self.wanted.hci}" if self.wanted.hci else ""
         suffix = suffix or (f"?adapter={self.wanted.adapter}" if self.wanted.adapter else "")
-        self.found.append(Found(driver, f"ble://{device.address}{suffix}"))
+        known = [] if self._present is None else [parse(source.link) for source in self._present.config.source]
+        by_name = next((each.url for each in known if each.scheme == "ble" and each.path == device.name), "")
+        self.found.append(Found(driver, by_name or f"ble://{device.address}{suffix}"))
         return passed("bluetooth", f"{device.address} {device.name}: {driver}", details=details)
 
     def _configuration(self) -> Result:
@@ -300,7 +302,7 @@ class Session:
                 "configuration", f"{target} lacks {len(proposal.added)} table(s), shown above",
                 "run again with --write FILE, or add them and run again", details=details,
             )  # fmt: skip
-        if self.agent() is not None:
+        if "values" in self.wanted.steps:  # else nothing is accepted, and the proposal may be for later
             stale = self._stale(proposal)
             if stale:
                 return failed("configuration", stale, "restart the agent with it, then run again", details=details)

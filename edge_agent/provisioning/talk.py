@@ -52,7 +52,10 @@ class Terminal:
     def _ask(self, prompt: str) -> str:
         self._out.write(prompt)
         self._out.flush()
-        line = self._lines.readline()
+        try:
+            line = self._lines.readline()
+        except UnicodeDecodeError:
+            return ""  # a key that is no text: asked again
         if not line:
             raise KeyboardInterrupt
         return line.strip()
