@@ -68,6 +68,7 @@ def make_wheel(folder: Path, version: str) -> Path:
 def make_bundle(
     folder: Path, version: str, key: Path, *, units: tuple[str, ...] = UNITS, wheels: tuple[str, ...] = (),
     change: Callable[[dict[str, Path]], None] | None = None, python: str = ">=3.11,<3.14",
+    data: int = 1,
 ) -> Path:  # fmt: skip
     """A signed bundle whose units tell their version."""
     source = folder / f"source-{version}"
@@ -87,7 +88,7 @@ def make_bundle(
         files[f"wheels/{name}"] = source / name
     if change is not None:
         change(files)
-    return pack(files, wheel.name, version, python, "0" * 40, folder / "out", key)
+    return pack(files, wheel.name, version, python, "0" * 40, folder / "out", key, {"buffer": data})
 
 
 def quick(folder: Path, final: Path, wheel: str, python: Any) -> None:

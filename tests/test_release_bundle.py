@@ -17,8 +17,10 @@ import pytest
 from release_bench import make_bundle, make_key
 
 from edge_agent.__main__ import main
+from edge_agent.alarm_log import store as log_store
+from edge_agent.buffer import store as buffer_store
 from edge_agent.release import bundle as bundles
-from edge_agent.release.build import build, sign
+from edge_agent.release.build import FILES, PARTS, build, sign
 from edge_agent.release.bundle import BUNDLE, MACHINE, Stop, order, unpack, verify
 
 ROOT = Path(__file__).parent.parent
@@ -255,10 +257,15 @@ def test_versions_have_an_order() -> None:
 
 def test_a_checkout_gives_the_same_bytes_and_its_number(tmp_path: Path) -> None:
     key = make_key(tmp_path)
-    first, second = (build(ROOT, tmp_path / name, key, version="7.8.9", dirty=True) for name in "ab")
+    tree = tmp_path / "tree"
+    for name in (*PARTS, *FILES):
+        tree.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile)(ROOT / name, tree / name)
+    first, second = (build(tree, tmp_path / name, key, version="7.8.9", dirty=True) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
     assert (tmp_path / "a/installer.pyz").read_bytes() == (tmp_path / "b/installer.pyz").read_bytes()
     manifest = checked(first, tmp_path / "trusted")
+    assert manifest["data"] == {"buffer": buffer_store.SCHEMA_VERSION, "alarm log": log_store.SCHEMA_VERSION}
     assert manifest["version"] == "7.8.9" and manifest["requires_python"].startswith(">=3.11")
     target = tmp_path / "there"
     target.mkdir()

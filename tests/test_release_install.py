@@ -137,6 +137,20 @@ def test_an_older_one_only_when_told(bench: Bench) -> None:
     assert bench.versions() == ("1.0.9", "1.1.0", "1.0.9")
 
 
+def test_data_that_the_other_release_cannot_read_wants_a_word(bench: Bench) -> None:
+    bench.install("1.0.0")
+    path = bench.bundle("2.0.0", data=2)
+    before = digest(bench.folder / "root")
+    with pytest.raises(Stop, match=r"2.0.0 keeps the buffer in format 2, 1.0.0 in format 1") as stop:
+        bench.installer.install(path)
+    assert stop.value.code == MACHINE and digest(bench.folder / "root") == before
+    bench.installer.install(path, health_s=1, new_format=True)
+    with pytest.raises(Stop, match=r"1.0.0 keeps the buffer in format 1, 2.0.0 in format 2"):
+        bench.installer.rollback(health_s=1)
+    bench.installer.rollback(health_s=1, new_format=True)
+    assert bench.versions() == ("1.0.0", "2.0.0", "1.0.0")
+
+
 def test_what_does_not_fit_the_machine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.install("1.0.0")
     (bench.folder / "root/etc/os-release").write_text('PRETTY_NAME="Alpine"\nID=alpine\nVERSION_ID=3.20\n')

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from edge_agent.release.installer import archive
 
 PARTS = ("edge_agent", "drivers", "cloud_sync", "models_tflite", "systemd")  # of the checkout, with the files below
 FILES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "requirements.lock")
+# Where the numbers stand that tell the formats of what the agent keeps: a release of the same ones can be gone back to.
+FORMATS = {"buffer": "edge_agent/buffer/store.py", "alarm log": "edge_agent/alarm_log/store.py"}
 # What docs/it.md says is supported; the installer refuses others.
 SYSTEMS = {"debian": ["12", "13"], "raspbian": ["12", "13"], "ubuntu": ["22.04"]}
 MOMENT = 315532800  # 1980-01-01, the earliest that a zip can hold: nobody needs the hour of a build, all need its bytes
@@ -44,11 +47,18 @@ def build(
         wheel = _wheel(copy, work)
         files = {wheel.name: wheel, "requirements.lock": copy / "requirements.lock"}
         files |= {str(path.relative_to(copy)): path for path in (copy / "systemd").rglob("*") if path.is_file()}
-        return pack(files | found, wheel.name, version, _python_range(copy), commit, out, sign_key)
+        return pack(files | found, wheel.name, version, _python_range(copy), commit, out, sign_key, _formats(copy))
 
 
 def pack(
-    files: dict[str, Path], wheel: str, version: str, requires_python: str, commit: str, out: Path, sign_key: Path
+    files: dict[str, Path],
+    wheel: str,
+    version: str,
+    requires_python: str,
+    commit: str,
+    out: Path,
+    sign_key: Path,
+    formats: Mapping[str, int],
 ) -> Path:
     """A signed bundle of these files, by name inside. Raises: Stop."""
     order(version)
@@ -65,7 +75,7 @@ def pack(
                 entries[name]["unpacked"] = sum(each.file_size for each in packed.infolist())
     manifest = {
         "format": FORMAT, "name": "bedside-edge", "version": version, "commit": commit, "wheel": wheel,
-        "requires_python": requires_python, "systems": SYSTEMS, "files": entries,
+        "requires_python": requires_python, "systems": SYSTEMS, "files": entries, "data": dict(formats),
     }  # fmt: skip
     raw = json.dumps(manifest, indent=1, sort_keys=True).encode()
     out.mkdir(parents=True, exist_ok=True)
@@ -162,6 +172,16 @@ def _python_range(copy: Path) -> str:
     if found is None:
         raise Stop(MACHINE, "pyproject.toml: no requires-python", "build from a checkout of bedside-edge")
     return found[1]
+
+
+def _formats(copy: Path) -> dict[str, int]:
+    found = {}
+    for name, path in FORMATS.items():
+        number = re.search(r"^SCHEMA_VERSION = (\d+)$", (copy / path).read_text(), re.M)
+        if number is None:
+            raise Stop(MACHINE, f"{path}: no SCHEMA_VERSION", "build from a checkout of bedside-edge")
+        found[name] = int(number[1])
+    return found
 
 
 def _wheel(copy: Path, work: Path) -> Path:

@@ -38,6 +38,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     install.add_argument("--no-start", action="store_true", help="do not start services that do not run yet")
     rollback = _command(commands, "rollback", "back to the release before", run_rollback)
     for each in (install, rollback):
+        each.add_argument("--new-format", action="store_true", help="also when the format of the kept data changes")
         each.add_argument("--now", action="store_true", help="also while a HIGH physiological alarm is active")
         each.add_argument(
             "--health-s", type=_seconds, default=HEALTH_S, metavar="S", help="how long it may take to be well"
@@ -98,14 +99,14 @@ def run_install(arguments: argparse.Namespace) -> None:
     """Install the bundle."""
     _installer(arguments).install(
         arguments.bundle, signature=arguments.sig, python=arguments.python, allow_older=arguments.allow_older,
-        any_system=arguments.any_system, now=arguments.now, health_s=arguments.health_s, prepare=arguments.prepare,
-        start=not arguments.no_start,
+        any_system=arguments.any_system, new_format=arguments.new_format, now=arguments.now,
+        health_s=arguments.health_s, prepare=arguments.prepare, start=not arguments.no_start,
     )  # fmt: skip
 
 
 def run_rollback(arguments: argparse.Namespace) -> None:
     """Go back to the release before."""
-    _installer(arguments).rollback(now=arguments.now, health_s=arguments.health_s)
+    _installer(arguments).rollback(now=arguments.now, health_s=arguments.health_s, new_format=arguments.new_format)
 
 
 def run_recover(arguments: argparse.Namespace) -> None:

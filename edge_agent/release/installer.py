@@ -48,6 +48,7 @@ MODULES = ("edge_agent", "edge_agent.release", *(f"edge_agent.release.{name}" fo
 )))  # fmt: skip
 RECOVER = "bedside-edge-recover.service"
 HEALTH_S = 30.0
+GENTLY = ("nice", "-n", "10")  # the agent goes on beside the minute that a release takes to build
 RECOVER_UNIT = """# Written by the installer for the minute of an update, and taken away when the new release is well.
 [Unit]
 Description=bedside-edge: back to the release before an update that was cut off
@@ -91,8 +92,8 @@ class Installer:
 
     def install(
         self, path: Path, *, signature: Path | None = None, python: str = "", allow_older: bool = False,
-        any_system: bool = False, now: bool = False, health_s: float = HEALTH_S, prepare: bool = False,
-        start: bool = True,
+        any_system: bool = False, new_format: bool = False, now: bool = False, health_s: float = HEALTH_S,
+        prepare: bool = False, start: bool = True,
     ) -> None:  # fmt: skip
         """Verify, build and switch to the release of a bundle; done at once when it is the one in force."""
         folders = self.folders
@@ -111,6 +112,7 @@ class Installer:
                     MACHINE, f"{version} is older than {present}, which is installed",
                     "`edge-agent release rollback` goes back to the release before; or say --allow-older",
                 )  # fmt: skip
+            self._same_formats(manifest, present, new_format)
             if not any_system:
                 check_machine(manifest, folders.system())
             interpreter = find_python(manifest["requires_python"], python)
@@ -127,6 +129,20 @@ class Installer:
                     return
                 self._switch(version, now=now, health_s=health_s, start=start)
                 self._clean()
+
+    def _same_formats(self, manifest: Mapping[str, Any], present: str, new_format: bool) -> None:
+        """Return when two releases can read what the other one has kept, or nobody minds. Raises: Stop."""
+        if not present or new_format:
+            return
+        found = json.loads((self.folders.releases / present / "manifest.json").read_bytes()).get("data", {})
+        for name, number in manifest.get("data", {}).items():
+            if name in found and found[name] != number:
+                raise Stop(
+                    MACHINE,
+                    f"{manifest['version']} keeps the {name} in format {number}, {present} in format {found[name]}: "
+                    "the older one of them cannot read what the newer one has written",
+                    "wait until everything is forwarded (edge-agent status), keep a copy of the data, say --new-format",
+                )
 
     def _is_whole(self, manifest: Mapping[str, Any]) -> bool:
         """Whether the release is in its folder. Raises: Stop when another one of the same number is."""
@@ -344,7 +360,7 @@ class Installer:
 
     # -- the other ways -----------------------------------------------------------------------------------------
 
-    def rollback(self, *, now: bool = False, health_s: float = HEALTH_S) -> None:
+    def rollback(self, *, now: bool = False, health_s: float = HEALTH_S, new_format: bool = False) -> None:
         """Make the release before the one in force again."""
         with self.locked():
             if self._undo():
@@ -352,6 +368,8 @@ class Installer:
             back = self.folders.version(self.folders.previous)
             if not back:
                 raise Stop(MACHINE, f"{self.folders.previous}: there is no release before", "install one")
+            manifest = json.loads((self.folders.releases / back / "manifest.json").read_bytes())
+            self._same_formats(manifest, self.folders.version(self.folders.current), new_format)
             self._try(back)
             self._switch(back, now=now, health_s=health_s)
 
@@ -415,7 +433,20 @@ def environment(folder: Path, final: Path, wheel: str, python: Python) -> None:
     config = venv / "pyvenv.cfg"
     config.write_text(config.read_text().replace(str(venv), str(final / ".venv")))
     # compiled now: the services may not write here, and the first start is as quick as any other
-    compiling = [own, "-m", "compileall", "-q", "-j", "2", "-s", str(folder), "-p", str(final), str(venv / "lib")]
+    compiling = [
+        *GENTLY,
+        own,
+        "-m",
+        "compileall",
+        "-q",
+        "-j",
+        "2",
+        "-s",
+        str(folder),
+        "-p",
+        str(final),
+        str(venv / "lib"),
+    ]
     subprocess.run(compiling, env=clean, capture_output=True, timeout=900, check=False)  # some packages carry templates
     shutil.rmtree(cache)
 
@@ -432,7 +463,9 @@ def _thin(venv: Path) -> None:
 
 def _run(words: Sequence[str], code: int, what: str, env: Mapping[str, str] | None = None) -> str:
     """What a command printed. Raises: Stop with its last words when it failed."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1800, check=False, env=env, cwd="/")
+    done = subprocess.run(
+        [*GENTLY, *words], capture_output=True, text=True, timeout=1800, check=False, env=env, cwd="/"
+    )
     if done.returncode:
         last = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-6:])
         remedy = "correct the configuration, then again" if code == CONFIG else "what is in force goes on as before"

@@ -161,7 +161,7 @@ def foreign(folder: Path, gateway: Gateway) -> str:
     (folder / "lock").write_text("")
     files = {f"wheels/{name}": folder / name, "requirements.lock": folder / "lock", name: folder / name}
     key = image.CACHE / "release-signing.pem"
-    made = pack(files, name, "1.5.0", ">=3.11,<3.14", "0" * 40, folder / "out", key)
+    made = pack(files, name, "1.5.0", ">=3.11,<3.14", "0" * 40, folder / "out", key, {})
     for path in (made, made.with_name(made.name + ".sig")):
         gateway.machine.put(path, f"/root/{path.name}")
     return bundle("1.5.0")
