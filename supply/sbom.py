@@ -28,12 +28,12 @@ from supply.lock import ROOT, LockError, Pin, canonical, pins, version
 
 SPEC = "1.6"
 ROOT_REF = "bedside-edge"
-# What the role installs from the operating system; its versions are those of the gateway and of its updates.
+# What the role installs on Debian 12, and systemd, which is there; versions are those of the gateway and its updates.
 DEBIAN = {
     "python3": "the interpreter", "python3-venv": "makes the release's environment",
     "openssl": "checks a release's signature",
     "systemd": "starts, restrains and watches the two services", "bluez": "Bluetooth Low Energy",
-    "libasound2": "sound", "ca-certificates": "public certificate authorities",
+    "libasound2": "sound",
 }  # fmt: skip
 
 Json = dict[str, Any]

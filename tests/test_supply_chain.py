@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requirements
 
-from supply import audit, licences, lock, soup
+from supply import audit, licences, lock, sbom, soup
 
 ROOT = Path(__file__).parent.parent
 NAMED_TEST = re.compile(r"`((?:fleet/)?test_\w+\.py)::(\w+)`")
@@ -238,6 +238,12 @@ def test_every_package_runs_where_the_list_says_and_no_nearer_to_the_alarms(
     loaded = modules_of(code) & said.keys()
     assert {name: said[name] for name in loaded if said[name] not in own | nearer} == {}
     assert {name for name, where in said.items() if where in own} - loaded == set()
+
+
+def test_the_bill_names_the_packages_that_the_role_installs() -> None:
+    text = (ROOT / "ansible" / "roles" / "edge_gateway" / "vars" / "main.yml").read_text()
+    match = re.search(r"^  debian-12: \[(.+)\]$", text, re.MULTILINE)
+    assert match and {*match[1].split(", "), "systemd"} == sbom.DEBIAN.keys()
 
 
 # -- known holes -------------------------------------------------------------------------------------------------------
