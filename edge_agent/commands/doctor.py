@@ -86,6 +86,10 @@ def examine(loaded: Loaded) -> Iterator[Finding]:
             yield from check(loaded)
         except ConfigError:
             raise
+        except PermissionError as error:
+            name = check.__name__.removeprefix("check_")
+            detail = f"only root may look: {error.filename or error}"
+            yield Finding(name, "warn", detail, "sudo edge-agent doctor")
         except Exception as error:  # a look at a strange machine may meet anything
             name = check.__name__.removeprefix("check_")
             detail = f"this could not be looked at: {type(error).__name__}: {error}"

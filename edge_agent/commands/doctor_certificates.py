@@ -54,7 +54,8 @@ def _key(each: Named, own: Certificate, root: Path) -> Iterator[Finding]:
         return
     mode, service = stat.S_IMODE(found.st_mode), user(FORWARDER, root) if installed(root) else None
     if mode & 0o077:
-        remedy = f"chmod 0600 {each.private_key}; others may have read it, so {RENEW}"
+        renew = "ansible-playbook playbooks/rotate-keys.yml --limit GATEWAY"
+        remedy = f"chmod 0600 {each.private_key}; others may have read it: {renew} makes a new one"
         yield Finding("certificate", "FAIL", f"{name} has mode {mode:04o}", remedy)
     if service is not None and not service.may(found, 4):
         remedy = f"chown {FORWARDER} {each.private_key}; chmod 0600 {each.private_key}"

@@ -16,6 +16,7 @@ TARGET, CLOCK, GASP = "bedside-edge.target", "bedside-edge-clock.service", "edge
 UNITS = (TARGET, "edge-agent.service", "cloud-sync.service", GASP, CLOCK)
 PROGRAM = "/opt/bedside-edge/current/.venv/bin/"
 AGAIN = "edge-agent release status; then edge-agent release install BUNDLE puts units, users and folders right"
+LOOK_AS_ROOT = "sudo edge-agent doctor"
 DATA_DIR = Path("/var/lib/edge-agent")
 # folder below the data folder -> mode and owner, as tmpfiles.d/bedside-edge.conf makes them; the group is bedside-edge
 FOLDERS = {
@@ -197,6 +198,9 @@ def _folder_modes(root: Path) -> Iterator[Finding]:
         place = root / DATA_DIR.relative_to("/") / name
         try:
             found = place.stat()
+        except PermissionError:
+            yield Finding("modes", "warn", f"{place}: only root may look", LOOK_AS_ROOT)
+            continue
         except OSError as error:
             yield Finding("modes", "FAIL", f"{place}: {error.strerror}", remedy)
             continue
@@ -233,7 +237,11 @@ def check_credentials(loaded: Loaded, root: Path = SYSTEM) -> Iterator[Finding]:
     for name, (key, units) in secrets(loaded).items():
         make = f"systemd-creds encrypt --name={name} SECRET /etc/credstore.encrypted/{name}; then restart {units[0]}"
         sealed, plain = root / "etc/credstore.encrypted" / name, root / "etc/credstore" / name
-        present = next((each for each in (sealed, plain) if _there(each)), None)
+        try:
+            present = next((each for each in (sealed, plain) if each.is_file()), None)
+        except PermissionError:
+            yield Finding("credentials", "warn", f"{key}: only root may look into {sealed.parent}", LOOK_AS_ROOT)
+            continue
         if present is None:
             yield Finding("credentials", "FAIL", f"{key}: {sealed} is missing", make)
             continue
@@ -255,13 +263,6 @@ def check_credentials(loaded: Loaded, root: Path = SYSTEM) -> Iterator[Finding]:
         elif not (unpassed or reachable or present == plain):
             opened = "opens" if root == SYSTEM and os.geteuid() == 0 else "is present"
             yield Finding("credentials", "ok", f"{name} {opened}, for {' and '.join(units)}")
-
-
-def _there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except PermissionError:
-        return False
 
 
 def _passed(unit: str, name: str) -> bool:
