@@ -204,6 +204,24 @@ def test_a_key_from_the_vault_is_taken_as_it_is(gateway: ModuleType) -> None:
         gateway.credentials(wanted | {"values": {"../x": "y"}})
 
 
+def test_the_key_before_is_destroyed_only_when_nothing_needs_it(
+    gateway: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "DATA", tmp_path / "data")
+    present, old = gateway.STORE / "edge-agent.kek", gateway.STORE / "edge-agent.kek.old"
+    present.write_bytes(b"the key in force")
+    os.link(present, old)
+    gateway._forget(old, present)
+    assert present.read_bytes() == b"the key in force" and not old.exists(), "a turn that never came to its end"
+    old.write_bytes(b"the key before")
+    (tmp_path / "data" / "quarantine" / "2026-11-23").mkdir(parents=True)
+    assert "quarantine" in gateway._forget(old, present)
+    assert old.read_bytes() == b"the key before"
+    (tmp_path / "data" / "quarantine" / "2026-11-23").rmdir()
+    assert gateway._forget(old, present) == ""
+    assert not old.exists()
+
+
 @pytest.mark.parametrize("name", ["gateway", "decommission"])
 def test_a_destroyed_file_is_overwritten_where_it_lay(name: str, tmp_path: Path) -> None:
     module = _load(name)

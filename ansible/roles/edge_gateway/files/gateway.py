@@ -39,7 +39,7 @@ Answer = dict[str, object]
 
 
 class Problem(Exception):
-    """What went wrong, where, and what to do: the line that a person reads."""
+    """What went wrong, where, and what to do."""
 
 
 def run(*words: str, stdin: bytes = b"", check: bool = True, **more: object) -> subprocess.CompletedProcess:
@@ -172,7 +172,7 @@ def _public(path: Path, kind: str) -> bytes:
 
 
 def _signed_by(pem: Path, authority: str) -> bool:
-    """Whether an authority, given as text, has signed a certificate for use as a client, whatever the date."""
+    """Whether an authority, given as text, has signed it for use as a client, whatever the date."""
     reading, writing = os.pipe()
     os.write(writing, authority.encode())  # some kilobytes: a pipe holds 64
     os.close(writing)
@@ -186,9 +186,7 @@ def _signed_by(pem: Path, authority: str) -> bool:
 def request(wanted: Answer) -> Answer:
     """The signing request of a new key, or of the one that an interrupted run has left."""
     folder = PKI / "next"
-    key, csr = folder / "client.key", folder / "client.csr"
-    user = str(wanted["user"])
-    changed = False
+    key, csr, user, changed = folder / "client.key", folder / "client.csr", str(wanted["user"]), False
     if not (key.exists() and csr.exists() and _name(csr, "req") == wanted["name"]):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o711)
@@ -422,6 +420,7 @@ def rotate(wanted: Answer) -> Answer:
         raise Problem(f"{present}: there is none; a key in a file or a TPM is changed by hand, see docs/keys.md")
     if not (fresh.exists() and following.exists()):
         fresh.unlink(missing_ok=True)
+        _forget(old, present)
         key = secrets.token_bytes(32) if not wanted.get("value") else bytes.fromhex(str(wanted["value"]))
         _seal(NEXT, key, seal=seal)
         _seal(KEK, key, f"{KEK}.new", seal=seal)
@@ -436,26 +435,30 @@ def rotate(wanted: Answer) -> Answer:
     began = time.monotonic()
     run("systemctl", "stop", AGENT)
     turned = run("systemctl", "start", TURN.name, check=False)
-    why = _start(restart=False)
-    down = time.monotonic() - began
+    why, down = _start(restart=False), time.monotonic() - began
     run("systemctl", "restart", "--no-block", FORWARDER)
     if turned.returncode or fresh.exists():
         said = run("journalctl", "-u", TURN.name, "-n", "5", "--no-pager", "-o", "cat", check=False).stdout.decode()
-        raise Problem(f"the keys were not changed: {said.strip()}\n  the agent runs; run the playbook again")
+        raise Problem(f"not all keys were changed: {said.strip()}\n  the agent runs; run the playbook again")
     if why:
         raise Problem(why)
-    aside = [path for path in DATA.glob("quarantine/*") if path.is_dir()]  # sealed under older keys
-    for path in (following, *([] if aside else [old])):
-        destroy(path)
+    destroy(following)
+    kept = _forget(old, present)
     (wants / TURN.name).unlink(missing_ok=True)
     TURN.unlink(missing_ok=True)
     run("systemctl", "daemon-reload")
     place(SETTLED, json.dumps(_digests()).encode(), 0o600)
-    return {
-        "changed": True,
-        "down_s": round(down, 1),
-        "old_key": f"kept for {DATA}/quarantine" if aside else "destroyed",
-    }
+    return {"changed": True, "down_s": round(down, 1), "old_key": kept or "destroyed"}
+
+
+def _forget(old: Path, present: Path) -> str:
+    """Destroy the key before, unless it is still the present one or opens files in quarantine; then why it was kept."""
+    if old.exists() and old.samefile(present):
+        old.unlink()
+    if any(path.is_dir() for path in DATA.glob("quarantine/*")):
+        return f"kept as {old}, for what lies in {DATA}/quarantine"
+    destroy(old)
+    return ""
 
 
 def _turn_unit(present: Path, seal: bool) -> str:
@@ -475,6 +478,8 @@ UMask=0077
 ExecStart={agent} keys rotate --new credential:{NEXT} --config {CONFIG}
 ExecStartPost=+/bin/mv -f {present}.new {present}
 ExecStartPost=+/bin/sync -f {present.parent}
+# stopped half-way by a fault: the new key opens all of it, the old one does not
+ExecStopPost=+/bin/sh -c 'test ! -e {DATA}/key-rotation.json -o ! -e {present}.new || mv -f {present}.new {present}'
 """
 
 
