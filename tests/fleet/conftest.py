@@ -18,5 +18,5 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[emulated_gate
     folder = tmp_path_factory.mktemp("emulated")
     with vm.Emulated(folder, emulated_gateway.prepare, forwards=(emulated_gateway.MLLP_PORT,)) as machine:
         emulated_gateway.make_key(machine)
-        machine.run("systemctl enable bedside-edge.target")
+        machine.run("systemctl enable --quiet bedside-edge.target edge-agent")
         yield emulated_gateway.Gateway(machine)

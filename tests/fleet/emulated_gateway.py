@@ -28,6 +28,8 @@ CONFIG = "/etc/edge-agent/edge-agent.toml"
 DATA = "/var/lib/edge-agent"
 SOCKET = "/run/edge-agent/control.sock"
 MLLP_PORT = 2575
+# The forwarder runs where this exists: without a receiver it would only say so, in 15 s of this processor, at each boot.
+FORWARDS = "/run/forwards"
 START_S = 180.0  # an agent's start in the guest; about 20 s are usual
 _WEARABLE_PACKAGES = ("bumble", "pyee")  # its other requirements are the product's, too
 # Everything is confirmed at once, so that a test waits for what it tests and not for delays, which other tests hold.
@@ -89,9 +91,12 @@ class Gateway:
         if start:
             self.machine.run("systemctl start edge-agent", timeout=START_S)
 
-    def agent(self, words: str, *, check: bool = True) -> str:
-        """What an `edge-agent` command printed."""
-        return self.machine.run(f"{BIN}/edge-agent {words}", check=check).stdout
+    def keyed(self, words: str) -> str:
+        """What an `edge-agent` command with the agent's key and configuration printed; it must succeed."""
+        command = f"{BIN}/edge-agent {words} --config {CONFIG}"
+        return self.machine.run(
+            f"systemd-run --quiet --pipe --wait -p LoadCredentialEncrypted=edge-agent.kek {command}", timeout=600
+        ).stdout
 
     def control(self) -> ControlClient:
         """A connection to the running agent's control socket, as root; its Python is ours, which is quicker."""
@@ -127,6 +132,9 @@ def prepare(root: Path) -> None:
                 shutil.copy2(file, root / "etc" / target)
     (root / "etc/systemd/system/board.service").write_text(BOARD)
     _call("chroot", str(root), "systemctl", "--quiet", "enable", "board.service")
+    condition = root / "etc/systemd/system/cloud-sync.service.d/test.conf"
+    condition.parent.mkdir()
+    condition.write_text(f"[Unit]\nConditionPathExists={FORWARDS}\n")
     _call("chroot", str(root), "systemd-sysusers")
     settings = (root / CONFIG.lstrip("/")).parent
     settings.mkdir(exist_ok=True)

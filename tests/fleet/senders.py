@@ -6,20 +6,27 @@ import contextlib
 import socket
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 from drivers.sim.oximeter import packet_2
 
 DEADLINE_S = 60.0
+_BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def oru(control: str, location: str, spo2: int) -> bytes:
-    """A framed HL7 message with one SpO2 value for the bed at this location."""
-    now = time.strftime("%Y%m%d%H%M%S+0000", time.gmtime())
+def measured_at(number: int) -> datetime:
+    """The device time of a monitor's message of this number, by which it is known again in the records."""
+    return _BEGAN + timedelta(seconds=number)
+
+
+def oru(number: int, location: str, spo2: int) -> bytes:
+    """A framed HL7 message with one SpO2 value for the bed at this location, measured at `measured_at(number)`."""
+    time = f"{measured_at(number):%Y%m%d%H%M%S}+0000"
     segments = (
-        f"MSH|^~\\&|MON|WARD|GATEWAY|HOSPITAL|{now}||ORU^R01^ORU_R01|{control}|P|2.6",
+        f"MSH|^~\\&|MON|WARD|GATEWAY|HOSPITAL|{time}||ORU^R01^ORU_R01|{number}|P|2.6",
         "PID|||TEST",
         f"PV1||I|{location}",
-        f"OBR|1|||V|||{now}",
+        f"OBR|1|||V|||{time}",
         f"OBX|1|NM|150456^MDC_PULS_OXIM_SAT_O2^MDC||{spo2}|262688^MDC_DIM_PERCENT^MDC|||||R",
     )
     return b"\x0b" + "".join(f"{segment}\r" for segment in segments).encode() + b"\x1c\r"
@@ -28,18 +35,18 @@ def oru(control: str, location: str, spo2: int) -> bytes:
 class Monitor:
     """One monitor: sends its SpO2 every `every_s` seconds, each message after the acknowledgement of the one before.
 
-    Its control identifiers are `name` and a number; `acknowledged` holds those that were answered with AA.
+    Messages are numbered from 1; `acknowledged` holds the numbers of those that were answered with AA.
     """
 
-    def __init__(self, port: int, location: str, *, name: str = "M", every_s: float = 1.0) -> None:
-        self.acknowledged: list[str] = []
-        self.refused: list[str] = []
-        self._port, self._location, self._name, self._every_s = port, location, name, every_s
+    def __init__(self, port: int, location: str, *, every_s: float = 1.0) -> None:
+        self.acknowledged: list[int] = []
+        self.refused: list[int] = []
+        self._port, self._location, self._every_s = port, location, every_s
         self._spo2 = 97
         self._changed = threading.Condition()
         self._stopping = False
         self._sent = 0
-        self._thread = threading.Thread(target=self._run, name=f"monitor {name}")
+        self._thread = threading.Thread(target=self._run, name=f"monitor {location}")
 
     def __enter__(self) -> Monitor:
         self._thread.start()
@@ -71,8 +78,8 @@ class Monitor:
             answers = line.makefile("rb")
             while not self._stopping:
                 self._sent += 1
-                control = f"{self._name}-{self._sent}"
-                line.sendall(oru(control, self._location, self._spo2))
+                number = self._sent
+                line.sendall(oru(number, self._location, self._spo2))
                 answer = b""
                 while not answer.endswith(b"\x1c\r"):
                     piece = answers.read1(4096)
@@ -80,7 +87,7 @@ class Monitor:
                         raise ConnectionError
                     answer += piece
                 text = answer.decode()
-                (self.acknowledged if f"MSA|AA|{control}" in text else self.refused).append(control)
+                (self.acknowledged if f"MSA|AA|{number}\r" in text else self.refused).append(number)
                 if self._every_s:
                     with self._changed:
                         self._changed.wait(self._every_s)

@@ -99,23 +99,42 @@ def monitor(gateway: Gateway) -> Iterator[Monitor]:
         yield monitor
 
 
+def near(found: float, wanted: float) -> bool:
+    return abs(found - wanted) < LATE_MS
+
+
+def burst_of_high(lines: Watched) -> bool:
+    """Whether ten pulses of the buzzer in a row were those of HIGH."""
+    pulses = lines.pulses(BUZZER)
+    runs = [pulses[first : first + len(HIGH_BURST)] for first in range(len(pulses) - len(HIGH_BURST) + 1)]
+    return any(
+        all(
+            near(start - run[0][0], wanted) and near(end - start, 150)
+            for (start, end), wanted in zip(run, HIGH_BURST, strict=True)
+        )
+        for run in runs
+    )
+
+
+def flashes_of_high(lines: Watched) -> bool:
+    """Whether red flashed ten times in a row with 2 Hz, on for half of the time."""
+    row = 0
+    for (start, end), (following, _) in pairwise(lines.pulses(RED)):
+        row = row + 1 if near(end - start, 250) and near(following - start, 500) else 0
+        if row == 10:
+            return True
+    return False
+
+
 def test_an_alarm_flashes_red_and_sounds_the_burst_of_high_and_both_end_with_it(
     gateway: Gateway, monitor: Monitor
 ) -> None:
     with watching(gateway) as lines:
         monitor.spo2(84)
-        # a burst takes 3.5 s and pauses 7 s
-        until(lambda: len(lines.pulses(BUZZER)) > len(HIGH_BURST), "a burst and the first pulse of the next")
+        # the first burst usually; it comes again every 10 s, should somebody else have had the processor
+        until(lambda: burst_of_high(lines) and flashes_of_high(lines), "a burst and flashes as they must be", 120)
         monitor.spo2(97)
         until(lambda: not alarm(gateway), "the end of the alarm")
-    bursts = lines.pulses(BUZZER)[: len(HIGH_BURST)]
-    for (start, end), wanted in zip(bursts, HIGH_BURST, strict=True):
-        assert abs(start - bursts[0][0] - wanted) < LATE_MS, bursts
-        assert abs(end - start - 150) < LATE_MS, bursts
-    flashes = lines.pulses(RED)
-    assert len(flashes) >= 10
-    starts = [start for start, _ in flashes]
-    assert all(abs(later - earlier - 500) < LATE_MS for earlier, later in pairwise(starts)), starts
     assert not lines.pulses(YELLOW) and not lines.pulses(CYAN)
     until(lambda: not any(levels(gateway)), "dark and silent lines")
 
@@ -150,8 +169,8 @@ def test_an_agent_that_is_killed_or_hangs_leaves_the_loud_state_until_it_is_back
         until(lambda: gasps(lines), "the last gasp", 120)
         until(lambda: returned(gateway, first), "the agent's return", 180)
         until(lambda: alarm(gateway).get("audible"), "the alarm again")
-        seen = len(lines.pulses(BUZZER))
-        until(lambda: len(lines.pulses(BUZZER)) > seen + len(HIGH_BURST), "the burst again")
+        gone = len(lines.pulses(BUZZER))
+        until(lambda: len(lines.pulses(BUZZER)) > gone + len(HIGH_BURST), "the burst again")
     assert levels(gateway)[2:] == [0, 0], "the last gasp has given the lines back"
     began, ended = gasps(lines)[0][0], gasps(lines)[-1][1]
     assert any(start <= began + 1000 and end >= ended - 1000 for start, end in lines.pulses(YELLOW)), lines.changes[
