@@ -122,6 +122,10 @@ def test_requests_have_the_published_octets() -> None:
     assert extended == bytes.fromhex(
         "e1000002 00010028 000100070022 002100000000 00000000 f13b0014 0002 0001 0009 0000 00010008 f13e0004 0003a980"
     )
+    waves = requests.set_waves(7, (0x4BB4,))
+    assert waves == bytes.fromhex(
+        "e1000002 00010022 00070005001c 002100000000 00000000 0001000e 0000 f23a0008 00010004 00024bb4"
+    ), "replace the list by these labels"
     for message in (requests.RELEASE, requests.RELEASED, requests.ABORT, requests.association(True), extended):
         assert wire.whole(message)
     long = requests.association(True)
@@ -158,18 +162,36 @@ def test_a_frame_counts_only_whole_and_right() -> None:
         found = stream.feed(bytes(damaged) + good, True) + stream.quiet()
         assert [each for each in found if isinstance(each, bytes)] == [b"\xe1\x00\x00\x02" + bytes(40)], at
         assert sum(each for each in found if isinstance(each, int)) == len(good), "every octet given up is counted"
-    given_up = wire.Stream()
-    assert given_up.feed(good[:-1] + b"\x7d\xc1" + good, True)[-1] == b"\xe1\x00\x00\x02" + bytes(40)
+    message = b"\xe1\x00\x00\x02" + bytes(40)
+    assert wire.Stream().feed(good[:-1] + b"\x7d\xc1" + good, True) == [len(good) + 1, message], "given up"
+    inner = b"\x11\x01\x00\x2d" + message
+    inner += wire.check_sequence(inner).to_bytes(2, "little")
+    assert wire.unframe(inner) is None, "a length that is wrong under a check sequence that is right"
 
 
 def test_a_live_line_takes_nothing_without_a_frame() -> None:
     message = numerics(3, 1000, [one(0x4182, 0, 2720, 72)])
-    assert values(IntelliVue().feed(Chunk(0, message)), "heart_rate") == [72]
+    decoder = IntelliVue()
+    assert values([*decoder.feed(Chunk(0, message)), *decoder.tick(10**10)], "heart_rate") == [72]
     live = IntelliVue(link="serial")
     assert not of([*live.feed(Chunk(0, message)), *live.tick(10**10)], Observation)
     ticked = IntelliVue()
     ticked.tick(0)
     assert not of([*ticked.feed(Chunk(0, message)), *ticked.tick(10**10)], Observation)
+
+
+def test_a_file_of_messages_that_was_cut_gives_those_that_are_whole() -> None:
+    first = numerics(3, 1000, [one(0x4182, 0, 2720, 72)])
+    second = numerics(3, 9000, [one(0x4182, 0, 2720, 73)])
+    for cut in range(1, len(first) - 4):  # of its session at least there must be something
+        for step in (1, 7, 10_000):
+            decoder = IntelliVue()
+            data = first[:-cut] + second
+            chunks = [Chunk(0, data[at : at + step]) for at in range(0, len(data), step)]
+            items = [item for chunk in chunks for item in decoder.feed(chunk)] + list(decoder.tick(10**10))
+            assert values(items, "heart_rate") == [73], cut
+    assert wire.Stream().feed(first, True) == [], "nor anything on a live line"
+    assert wire.Stream().feed(first + second, False) == [first]
 
 
 def test_memory_is_bounded() -> None:
@@ -238,6 +260,63 @@ def test_it_comes_back(how: str) -> None:
     assert bedside.monitor.state == "serving"
     assert values(bedside.run(3), "heart_rate") == [70, 70, 70] or values(items, "heart_rate")[-3:] == [70, 70, 70]
     assert [item.state for item in of(bedside.items, DeviceStatus)] == ["associated", "unassociated", "associated"]
+
+
+def test_a_restarted_monitor_that_announces_itself_is_back_soon() -> None:
+    bedside = associated()
+    bedside.monitor.restart()
+    for _ in range(4):
+        bedside.run(1)
+        bedside.hear([bedside.monitor.indication(bedside.at_s)])
+    assert bedside.monitor.state == "serving", "before the ten seconds of an association's end are over"
+
+
+def test_a_lost_accept_is_no_loss() -> None:
+    bedside = Bedside()
+    bedside.deaf = True
+    bedside.run(2)
+    _, create = bedside.monitor._associate(bedside.sent[-1], bedside.at_s)
+    bedside.deaf = False
+    bedside.hear([create])
+    assert bedside.monitor.state == "serving"
+    bedside.monitor.measure({"heart_rate": 70}, 0.0)
+    assert values(bedside.run(3), "heart_rate")
+
+
+def test_results_while_an_association_is_asked_for_end_the_one_they_belong_to() -> None:
+    bedside = Bedside()
+    bedside.deaf = True
+    bedside.run(2)
+    assert bedside.sent[-1][0] == wire.CONNECT
+    stale = numerics(3, bedside.monitor._ticks(0.0), [one(0x4182, 0, 2720, 88)])
+    assert reasons(bedside.hear([stale])) == ["result outside of an association"]
+    assert bedside.sent[-1] == requests.ABORT
+    bedside.run(4)
+    assert bedside.sent[-1][0] == wire.CONNECT
+
+
+def test_what_was_known_of_a_monitor_ends_with_the_association() -> None:
+    bedside = associated(_Forgetful(started=START, patient_id="P-1", waves=(sim.WAVES[1],)))
+    bedside.run(4)
+    assert of(bedside.items, Waveform) and bedside.decoder._subject == "P-1"
+    bedside.hear([bedside.monitor.abort()])
+    first = len(bedside.items)
+    bedside.monitor._turn = 1  # its next context comes three blocks later
+    bedside.monitor.silent = True  # type: ignore[attr-defined]
+    bedside.run(8)
+    later = bedside.items[first:]
+    assert {item.subject for item in of(later, Observation)} == {""}, "nobody is who he was before"
+    kinds = [type(item) for item in later if isinstance(item, Waveform) or "waveform" in getattr(item, "reason", "")]
+    assert kinds[:3] == [Reject] * 3 and kinds[-1] is Waveform
+
+
+class _Forgetful(Monitor):
+    """A monitor that does not tell its patient any more once it is `silent`."""
+
+    silent = False
+
+    def _objects(self, polled: int, at_s: float) -> list[bytes]:
+        return [] if polled == replies.PATIENT and self.silent else super()._objects(polled, at_s)
 
 
 def test_a_refusal_is_tried_again_later() -> None:
@@ -405,6 +484,19 @@ def test_a_message_that_does_not_fit_gives_nothing_of_itself() -> None:
     assert reasons(items) == ["numeric: length"] and len(items) == 1
 
 
+def test_every_count_and_length_must_fit() -> None:
+    message = numerics(3, 1, [one(0x4182, 0, 2720, 72), one(0x4BB8, 0, 544, 97)])
+    assert isinstance(replies.parse(message), replies.Poll)
+    ends = message.index(b"\xff" * 8) + 8 + 6
+    #   operation, call and action lengths; contexts, objects, attributes and value with their counts
+    for at in (6, 12, 22, ends, ends + 2, ends + 6, ends + 8, ends + 12, ends + 14, ends + 18):
+        for step in (-1, 1):
+            damaged = bytearray(message)
+            damaged[at : at + 2] = struct.pack(">H", (int.from_bytes(message[at : at + 2], "big") + step) % 65536)
+            with pytest.raises(replies.Malformed):
+                replies.parse(bytes(damaged))
+
+
 def test_two_values_of_one_object_that_differ_are_none() -> None:
     twice = one(0x4182, 0, 2720, 72, (0x0950, struct.pack(">HHHI", 0x4182, 0, 2720, 73)))
     assert reasons(IntelliVue().feed(Chunk(0, numerics(3, 1, [twice]), CHANNEL))) == ["numeric: length"]
@@ -493,6 +585,13 @@ def test_marked_and_masked_samples() -> None:
     assert isinstance(item, Waveform) and item.physical() == [None] * 4
     items = decoder.feed(Chunk(0, wave(0x0101, 0, samples, (), 3), CHANNEL))
     assert reasons(items) == ["waveform ecg_i: no sample period that can be"], "another lead of the same object"
+
+
+@pytest.mark.parametrize("samples", [bytes(3), bytes(258)])
+def test_samples_that_do_not_fit_are_no_block(samples: bytes) -> None:
+    context = Wave("ecg_ii", 0x0102, "II", 2, 4274, -8.192, 8.191, 14).context()
+    items = IntelliVue().feed(Chunk(0, wave(0x0102, 0, samples, context, 1), CHANNEL))
+    assert reasons(items) == ["waveform ecg_ii: samples do not fit"]
 
 
 def test_samples_of_sixteen_and_of_eight_bits() -> None:

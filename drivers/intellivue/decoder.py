@@ -68,9 +68,9 @@ class IntelliVue:
 
     def tick(self, at_ns: int) -> list[Item]:
         out: list[Item] = []
-        self._told_ns = at_ns
         if self._stream.pending and at_ns - self._heard_ns > _QUIET_NS:
             self._streamed(self._stream.quiet(), self._heard_ns, out)
+        self._told_ns = at_ns
         if self._listen or self._crowded:
             return out
         self._do(self._association.tick(at_ns), at_ns, out)

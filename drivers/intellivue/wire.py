@@ -7,7 +7,8 @@ sequence right is a message. A frame that ends with the escape is one its sender
 
 A file of messages without frames can be decoded too. It has no check sequence, so it is taken for one only when its
 first octets are the beginning of a message and nobody converses (no time has been told yet); a live serial line never
-is. Behind a message that cannot be, the next one is looked for by the four octets of a data message.
+is. A message counts when another one, or silence, follows it; behind one that cannot be, the next is looked for by the
+four octets of a data message.
 
 What was given up is counted and reported with the next message, every 512 octets, or when the line falls quiet, so that
 cutting the octets differently changes nothing.
@@ -166,11 +167,13 @@ class Stream:
 
     def quiet(self) -> list[bytes | int]:
         """The line is quiet: what is unfinished is over."""
-        self._skipped += len(self._buffer) + self._inside
-        self._buffer.clear()
-        self._inside = False
         out: list[bytes | int] = []
+        if self.framed is False:
+            self._messages(out, final=True)
+        self._skipped += len(self._buffer) + self._inside
         self._report(out)
+        self._buffer.clear()
+        self._inside = self._lost = False
         return out
 
     @property
@@ -217,7 +220,8 @@ class Stream:
                 self._report(out)
                 out.append(message)
 
-    def _messages(self, out: list[bytes | int]) -> None:
+    def _messages(self, out: list[bytes | int], *, final: bool = False) -> None:
+        """Messages without frames; `final`: nothing more comes behind these octets."""
         buffer = self._buffer
         while buffer:
             if self._lost and not buffer.startswith(DATA):
@@ -230,9 +234,10 @@ class Stream:
                 self._skip(start, out)
                 del buffer[:start]
             length = size(buffer)
-            if length == 0 or (length is not None and length > len(buffer)):
+            fits = self._fits(length, final)
+            if fits is None:
                 return
-            if length is None or DATA in buffer[4:length]:  # one that holds the beginning of another was cut
+            if not length or not fits:
                 self._lost = True
                 self._skip(1, out)
                 del buffer[:1]
@@ -241,3 +246,15 @@ class Stream:
             self._report(out)
             out.append(bytes(buffer[:length]))
             del buffer[:length]
+
+    def _fits(self, length: int | None, final: bool) -> bool | None:
+        """Whether the buffer begins with a whole message of that length; None when more octets are needed to tell."""
+        buffer = self._buffer
+        if length is None:
+            return False
+        if length == 0 or length > len(buffer):
+            return False if final else None
+        behind = _recognised(bytes(buffer[length : length + 8])) if len(buffer) > length else None
+        if behind is None and not final:
+            return None
+        return behind is not False and DATA not in buffer[4:length]  # one that holds the beginning of another was cut
