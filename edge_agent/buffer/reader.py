@@ -79,7 +79,7 @@ class Reader:
                 source = self._source(stream)
                 return [] if source is None else self._read(source, stream, after, max_blocks, max_bytes)
             except (sqlite3.Error, OSError) as error:
-                self.fault = f"{stream}.db: {error}"  # the agent, its writer, sees the same and recovers the file
+                self.fault = self._why(stream, error)  # the agent, its writer, sees the same and recovers the file
                 self._drop(stream)
                 return []
 
@@ -93,7 +93,7 @@ class Reader:
                 source = self._source(stream)
                 return None if source is None else [source.number_after(place) for place in places]
             except (sqlite3.Error, OSError) as error:
-                self.fault = f"{stream}.db: {error}"
+                self.fault = self._why(stream, error)
                 self._drop(stream)
                 return None
 
@@ -111,7 +111,7 @@ class Reader:
                     out[stream] = source.backlog(mark) if source else {"blocks": 0, "records": 0, "exact": True}
                 except (sqlite3.Error, OSError) as error:
                     self._drop(stream)
-                    out[stream] = {"blocks": 0, "records": 0, "exact": False, "fault": str(error)}
+                    out[stream] = {"blocks": 0, "records": 0, "exact": False, "fault": self._why(stream, error)}
         return out
 
     def close(self) -> None:
@@ -134,6 +134,19 @@ class Reader:
         source = _Source(path, (status.st_dev, status.st_ino), self._kek)
         self._sources[stream] = source
         return source
+
+    def _why(self, stream: str, error: Exception) -> str:
+        """What is told of a read that failed."""
+        code = getattr(error, "sqlite_errorcode", None)
+        index = files.beside(files.database(self._data_dir, stream), "-shm")
+        if (
+            code is not None
+            and code & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+            and not index.exists()
+        ):
+            # a reader that may not write beside the file can make no index, and the agent has taken its own away
+            return f"{stream}.db: the agent does not run and has closed it; it is read again when the agent is back"
+        return f"{stream}.db: {error}"
 
     def _drop(self, stream: str) -> None:
         source = self._sources.pop(stream, None)

@@ -146,6 +146,28 @@ def _first_block(gateway: Gateway) -> int:
     return int(gateway.run(f'{BIN}/python -c "import sqlite3; print({query}.fetchone()[0] or 0)"').stdout)
 
 
+def test_a_forwarder_that_starts_before_the_agent_waits_for_it(gateway: Gateway) -> None:
+    """Without the agent there is no index of the log, and the forwarder may not make one."""
+
+    def backlog() -> object:
+        return json.loads(gateway.machine.path(f"{DATA}/cloud-sync/status.json").read_text())["backlog_records"]
+
+    script = (
+        "from pathlib import Path; from edge_agent.buffer import Reader, load_kek;"
+        f"reader = Reader(Path('{DATA}'), load_kek('credential:edge-agent.kek'));"
+        "print(reader.read('data', None), reader.fault)"
+    )
+    gateway.run("systemctl stop cloud-sync && systemctl stop edge-agent && systemctl start cloud-sync")
+    try:
+        gateway.until(lambda: backlog() is None, "a forwarder that does not know the backlog")
+        told = probe(gateway, "cloud-sync.service", f'{BIN}/python -c "{script}"')
+        assert told.startswith("[] data.db: the agent does not run and has closed it"), told
+    finally:
+        gateway.run("systemctl start edge-agent")
+    gateway.until(backlog, "records that the forwarder sees")
+    assert gateway.show("cloud-sync", "NRestarts") == ["0"]
+
+
 def test_a_forwarder_may_look_and_not_touch(gateway: Gateway) -> None:
     script = (
         "import json, socket\n"
