@@ -325,6 +325,7 @@ async def test_a_proposal_is_written_beside_a_running_agent_and_not_accepted_bef
         words = ("--only", "protocol,configuration,values", "--write", str(bed.folder / "again.toml"))
         assert await asyncio.to_thread(bed.run, *words, "--record", str(bed.record)) == 1
     assert "does not have the proposed configuration" in bed.step("configuration")["seen"]
+    assert "does not have the proposed source" in bed.step("values")["seen"]
 
 
 async def test_an_agent_with_an_older_configuration_is_not_accepted(bed: Bed) -> None:
@@ -577,12 +578,13 @@ def test_nothing_is_overwritten(bed: Bed, capsys: pytest.CaptureFixture[str]) ->
     assert "[[source]]" in (bed.folder / "accepted.toml").read_text()
 
 
-def test_sigterm_is_an_interruption_too() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_lost_terminal_is_an_interruption_too(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), session.undisturbed():
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(5)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path: Path) -> None:

@@ -97,6 +97,10 @@ def run_provision(arguments: argparse.Namespace) -> int:
     except (_Stop, signing.SigningError) as error:
         print(f"edge-agent provision: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        print("edge-agent provision: nobody reads what is said; nothing was accepted", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nInterrupted: lights and sound are off, nothing was written.", file=sys.stderr)
         return 130

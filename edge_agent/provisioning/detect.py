@@ -54,6 +54,7 @@ ENOUGH = 4  # values: two numbers of two messages
 LONG = 200  # bytes: one HL7 message is enough, of monitors that send one in ten seconds; lines and packets are shorter
 MUCH = 600  # bytes that nobody understands: longer than the longest line or packet of the serial drivers
 ERRORS = 4  # framing errors that end a setting, where they are more than a tenth of the bytes
+GROWN = 1.2  # judged again when so much more was heard: playing all of it again costs time, and the line does not wait
 NEARLY_ALL = 0.5
 ALONE = 0.5  # the runner-up may have understood at most so much of what the first has
 TICK_NS = 250_000_000
@@ -274,6 +275,7 @@ class Search:
     def _listen(self, tried: Tried, limit_s: float) -> Detection | None:
         start_ns = ticked_ns = self._now_ns()
         first = len(self._tried) == 1
+        due_bytes = 1  # for the next judgement
         while True:
             data = self._listener.read(READ_S)
             now_ns = self._now_ns()
@@ -289,11 +291,14 @@ class Search:
                 for hearing in tried.hearings:
                     hearing.tick(now_ns)
             tried.errors = self._listener.errors()
+            over = self._left_s() <= 0 or self._hopeless(tried, limit_s, first=first)
+            if not over and tried.bytes < due_bytes:
+                continue
             winners = judge(tried)
+            due_bytes = round(tried.bytes * GROWN)
             if len(winners) == 1:
                 return self._detection("found", winners, tried.line)
-            over = self._left_s() <= 0
-            if over or self._hopeless(tried, limit_s, first=first):
+            if over:
                 return self._detection("doubtful", winners, tried.line) if winners else None
 
     def _hopeless(self, tried: Tried, limit_s: float, *, first: bool) -> bool:

@@ -7,6 +7,8 @@ whether an agent runs. A step never raises for what it looks at; what it could n
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -330,6 +332,10 @@ class Session:
         loaded = self.loaded
         if loaded is None or not sources_of(loaded, self.wanted.bed):
             return failed("values", "there is no source to read", "put the steps before this one right")
+        if self.proposal is not None and self.proposal.added and self.agent() is not None:
+            return failed(
+                "values", "the running agent does not have the proposed source", "restart it with it, then run again"
+            )
         reading = self._reading(loaded)
         try:
             if not self._wait_for_values(reading):
@@ -476,18 +482,17 @@ def _fitting(services: Sequence[str]) -> str:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: outputs are put off on the way out."""
-    import signal
-    import threading
+    """SIGTERM, and a terminal that hangs up, end the run as Ctrl-C does: outputs are put off on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only a program's main thread may say what a signal does
+        return
 
     def stop(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only a program's main thread may say what a signal does
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
