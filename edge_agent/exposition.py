@@ -13,7 +13,10 @@ _RECEIVERS = ("kafka", "mqtt", "rest")  # each with a stream of alerts and one o
 
 
 def family(
-    name: str, kind: Literal["counter", "gauge", "summary"], text: str, samples: Iterable[tuple[Mapping[str, str], float]]
+    name: str,
+    kind: Literal["counter", "gauge", "summary"],
+    text: str,
+    samples: Iterable[tuple[Mapping[str, str], float]],
 ) -> list[str]:
     """The lines of one metric: help, type, a line for each sample with its labels; none when there is no sample."""
     lines = []

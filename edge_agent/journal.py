@@ -108,7 +108,8 @@ class JournalHandler(logging.Handler):
         super().close()
 
     def _entry(self, record: logging.LogRecord) -> dict[str, str]:
-        told: dict[str, str] = getattr(record, "fields", None) or fields(record.msg, record.args)
+        # a queue has made one text of template and arguments: what is in that text is nobody's field
+        told: dict[str, str] = record.fields if hasattr(record, "fields") else fields(record.msg, record.args)
         return {
             "MESSAGE": self.format(record),
             "PRIORITY": str(priority(record.levelno)),

@@ -173,9 +173,12 @@ def test_fields_come_through_the_queue_of_the_agents_log(systemd: Journal) -> No
         f"journal.SOCKET = Path({str(systemd.path)!r}); journal.handler.__defaults__ = (journal.LINE, journal.SOCKET)\n"
         "listener = journal.start('edge-agent', 'INFO')\n"
         "logging.getLogger('edge_agent').info('ready gateway=%s beds=%d', 'gw', 2)\n"
+        "logging.getLogger('edge_agent').info('%s', 'event=fault condition=disk_fault')\n"
         "listener.stop()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
     entry = systemd.entry()
     assert (entry["EVENT"], entry["GATEWAY"], entry["BEDS"]) == ("ready", "gw", "2")
     assert entry["MESSAGE"] == "ready gateway=gw beds=2" and entry["PRIORITY"] == "6"
+    entry = systemd.entry()
+    assert entry["MESSAGE"] == "event=fault condition=disk_fault" and "CONDITION" not in entry, "text is nobody's field"

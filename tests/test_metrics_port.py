@@ -113,7 +113,8 @@ def test_the_loop_is_asked_once_a_second_at_most(port: MetricsPort, loop: Loop) 
 )  # fmt: skip
 def test_garbage_is_answered_and_hung_up_on(port: MetricsPort, data: bytes, status: int) -> None:
     found = raw(port, data)
-    assert found.startswith(f"HTTP/1.1 {status} ".encode()) or (status == 431 and found == b"")
+    # one that is hung up on while it still sends may lose the answer
+    assert found.startswith(f"HTTP/1.1 {status} ".encode()) or (len(data) > 8193 and found == b"")
     assert get(port)[0] == 200
 
 
@@ -135,7 +136,8 @@ def test_a_thousand_connections_leave_it_and_the_agent_as_they_were(
     port: MetricsPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight are open at most; the kernel keeps or refuses the rest, and the next scrape is answered."""
-    monkeypatch.setattr(metrics_port, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(metrics_port, "DEADLINE_S", 1.0)
+    monkeypatch.setattr(metrics_port, "ACCEPT_S", 0.0)
     assert port.bound is not None
     peers = []
     most = 0
@@ -149,7 +151,7 @@ def test_a_thousand_connections_leave_it_and_the_agent_as_they_were(
     finally:
         for peer in peers:
             peer.close()
-    assert most <= metrics_port.MAX_CONNECTIONS
+    assert 2 <= most <= metrics_port.MAX_CONNECTIONS
     end = time.monotonic() + 20
     while True:
         try:

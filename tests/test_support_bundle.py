@@ -89,6 +89,7 @@ async def test_nothing_of_a_patient_is_in_it(
     low = whole.lower()
     for number, word in enumerate(SAID):
         assert not [each for each in codings(word) if each.lower() in low], f"marked word {number}"
+    assert b"edge_agent_build_info" in found["metrics.txt"] and b'bed="' not in found["metrics.txt"]
     for value in (b"80.0", b"81.0", b"79.0"):
         assert value not in found["status.json"] + found["metrics.txt"] + found["journal.jsonl"]
 
