@@ -28,7 +28,7 @@ CONFIG = "/etc/edge-agent/edge-agent.toml"
 DATA = "/var/lib/edge-agent"
 SOCKET = "/run/edge-agent/control.sock"
 MLLP_PORT = 2575
-# The forwarder runs where this exists: without a receiver it would only say so, in 15 s of this processor, at each boot.
+# The forwarder runs where this exists: without a receiver it only says so at each boot, in 15 s of this processor.
 FORWARDS = "/run/forwards"
 START_S = 180.0  # an agent's start in the guest; about 20 s are usual
 _WEARABLE_PACKAGES = ("bumble", "pyee")  # its other requirements are the product's, too

@@ -94,15 +94,21 @@ def _sources(partial: Path, build: Path, version: str) -> None:
 
 
 def _fetch(partial: Path, name: str, version: str) -> Path:
+    """The package of this very version, downloaded as this machine's apt does; its lists may be missing or old."""
     folder = partial / "packages"
     folder.mkdir(exist_ok=True)
+    download = ("apt-get", "download", "--quiet", f"{name}={version}")
     try:
-        _run("apt-get", "download", "--quiet", f"{name}={version}", folder=folder)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"{error}\nThe kernel's packages of version {version} cannot be had. Run apt-get update; when Debian has a "
-            f"newer kernel by now, delete {image.CACHE}/{image.SUITE}-*, and the root is built anew with it."
-        ) from None
+        _run(*download, folder=folder)
+    except RuntimeError:
+        try:
+            _run("apt-get", "update", "--quiet")
+            _run(*download, folder=folder)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error}\nThe kernel's packages of version {version} cannot be had. When Debian has a newer kernel by "
+                f"now, delete {image.CACHE}/{image.SUITE}-*, and the root is built anew with it."
+            ) from None
     return next(folder.glob(f"{name}_*.deb"))
 
 

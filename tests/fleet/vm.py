@@ -38,8 +38,8 @@ _MASKED = (
     "getty@tty1.service", "ModemManager.service",
 )  # fmt: skip
 TOOLS = {  # program: Debian package, besides those of image.TOOLS
-    "qemu-system-x86_64": "qemu-system-x86 seabios ipxe-qemu", "mkfs.ext4": "e2fsprogs", "gcc-12": "gcc-12",
-    "make": "make", "dpkg-deb": "dpkg", "xz": "xz-utils",
+    "qemu-system-x86_64": "qemu-system-x86", "gcc-12": "gcc-12", "make": "make", "xz": "xz-utils",
+    "setpriv": "util-linux",
 }  # fmt: skip
 
 
@@ -130,6 +130,7 @@ class Emulated:
             self.ports[guest] = _free_port()
             forwards += f",hostfwd=tcp:127.0.0.1:{self.ports[guest]}-:{guest}"
         command = [
+            "setpriv", "--pdeathsig", "KILL", "--",  # it ends with the test run, also with one that is killed
             "qemu-system-x86_64", "-machine", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
             "-m", str(MEMORY_MB), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(boot / f"vmlinuz-{kernel}"), "-initrd", str(boot / f"initrd.img-{kernel}"),
