@@ -267,6 +267,25 @@ def test_a_fault_that_passes_is_no_reason_to_go_back(bench: Bench) -> None:
     assert bench.versions() == ("1.1.0", "1.0.0", "1.1.0") and len(asked) > 5
 
 
+def test_faults_of_before_are_nobodys_and_are_said(bench: Bench) -> None:
+    bench.install("1.0.0")
+    bench.ward.version = ""  # the agent has died, so that nobody knows which faults there were
+    bench.ward.faults["1.1.0"] = ["key_missing"]
+    bench.install("1.1.0")
+    assert bench.versions() == ("1.1.0", "1.0.0", "1.1.0")
+    assert "it reports what was there before: key_missing" in bench.told[-1]
+
+
+def test_a_release_whose_python_has_gone_is_built_again(bench: Bench) -> None:
+    bench.install("0.9.0")
+    bench.install("1.0.0")
+    python = bench.folders.releases / "1.0.0/.venv/bin/python"
+    python.unlink()
+    bench.install("1.0.0")
+    assert python.exists() and bench.versions() == ("1.0.0", "0.9.0", "1.0.0")
+    assert sorted(path.name for path in bench.folders.releases.iterdir()) == ["0.9.0", "1.0.0"]
+
+
 def test_prepared_is_not_switched_to(bench: Bench) -> None:
     bench.install("1.0.0")
     bench.install("1.1.0", prepare=True)

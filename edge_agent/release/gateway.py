@@ -175,15 +175,14 @@ def own_faults(status: Mapping[str, Any]) -> set[str]:
 
 
 def health(
-    services: Services, path: Path, version: str, before: Mapping[str, Any], health_s: float, forwarder: bool,
+    services: Services, path: Path, version: str, known: set[str] | None, health_s: float, forwarder: bool,
     clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
 ) -> str:  # fmt: skip
     """Why the release is not well, empty as soon as it has been well for SETTLED_S seconds.
 
-    `before` is the last status of the release before it: faults that were there already are nobody's.
+    `known` are the faults of the release before it, which are nobody's; None, and none counts, when it did not answer.
     """
     end, since = clock() + health_s, None
-    known = own_faults(before)
     while True:
         why = _unwell(services, path, version, known, forwarder)
         now = clock()
@@ -201,14 +200,14 @@ def health(
         sleep(0.1)
 
 
-def _unwell(services: Services, path: Path, version: str, known: set[str], forwarder: bool) -> str:
+def _unwell(services: Services, path: Path, version: str, known: set[str] | None, forwarder: bool) -> str:
     try:
         status = ask(path, "status")["status"]
     except (OSError, ValueError, Refused) as error:
         return f"the agent does not answer on {path}: {error}"
     if status["version"] != version:
         return f"version {status['version']} answers"
-    if new := own_faults(status) - known:
+    if known is not None and (new := own_faults(status) - known):
         return f"a fault that was not there before: {', '.join(sorted(new))}"
     if forwarder and not services.active(FORWARDER):
         return f"{FORWARDER} does not run: journalctl -u {FORWARDER}"

@@ -37,6 +37,7 @@ from edge_agent.release.gateway import (
     ask,
     health,
     link,
+    own_faults,
     sync,
     write,
 )
@@ -163,7 +164,7 @@ class Installer:
         partial, final = folders.releases / f"{version}.partial", folders.releases / version
         self.step("begin")
         folders.releases.mkdir(parents=True, exist_ok=True)
-        for left in (*folders.releases.glob("*.partial"), final):
+        for left in folders.releases.glob("*.partial"):
             shutil.rmtree(left, ignore_errors=True)
         self.say(f"building {version} in {partial}")
         try:
@@ -177,8 +178,14 @@ class Installer:
             (partial / manifest["wheel"]).unlink()
             os.sync()  # thousands of files: one flush of the whole disk is quicker than theirs one by one
             self.step("synced")
+            old = folders.releases / f"{version}.old.partial"
+            if (
+                final.exists()
+            ):  # whose Python has gone with an upgrade of the system: away for no longer than two renames
+                final.rename(old)
             partial.rename(final)
             sync(folders.releases)
+            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             what = f"{error.filename or partial}: {error.strerror or error}"
@@ -227,11 +234,16 @@ class Installer:
             return
         self.step("restart")
         services.restart(first=not running)
-        why = health(services, self.socket, version, before, health_s, forwarder)
+        known = own_faults(before) if before else None
+        why = health(services, self.socket, version, known, health_s, forwarder)
         self.step("judged")
         if not why:
             self._settle()
             self.say(f"{version} is in force and well{self._down()}")
+            if faults := own_faults(self._status()):
+                self.say(
+                    f"it reports what was there before: {', '.join(sorted(faults))}; `edge-agent doctor` tells more"
+                )
             return
         if not present:
             self._settle()
@@ -240,7 +252,7 @@ class Installer:
         self._undo()
         services.reload()
         services.restart(first=False)
-        worse = health(services, self.socket, present, before, health_s, forwarder)
+        worse = health(services, self.socket, present, known, health_s, forwarder)
         if worse:
             what = f"{version} is not well ({why}), and {present}, now in force again, is not either: {worse}"
             raise Stop(UNHEALTHY, what, "the bedside has no alarms from this gateway: watch the patients, then doctor")
@@ -281,7 +293,7 @@ class Installer:
         self._recovery()
         write(folders.note, json.dumps(note).encode())
         self.step("previous")
-        if present:
+        if present != version and present:
             link(folders.previous, f"releases/{present}")
         self.step("units")
         self._units(version, present)
@@ -424,9 +436,7 @@ def environment(folder: Path, final: Path, wheel: str, python: Python) -> None:
     locked = ["--require-hashes", "-r", str(folder / "requirements.lock")]
     _run([*call, *source, *locked], MACHINE, "the packages could not be installed", clean)
     _run([*call, "--no-index", str(folder / wheel)], MACHINE, "the project could not be installed", clean)
-    for packages in (venv / "lib").glob("python3*/site-packages"):
-        thin(packages)
-    _thin(venv)
+    thin(venv)
     for script in (venv / "bin").iterdir():
         if script.is_file() and not script.is_symlink():
             script.write_bytes(script.read_bytes().replace(os.fsencode(venv), os.fsencode(final / ".venv")))
@@ -449,16 +459,6 @@ def environment(folder: Path, final: Path, wheel: str, python: Python) -> None:
     ]
     subprocess.run(compiling, env=clean, capture_output=True, timeout=900, check=False)  # some packages carry templates
     shutil.rmtree(cache)
-
-
-def _thin(venv: Path) -> None:
-    """Take out what a gateway never runs: packages' own tests, and pip, which could only alter what was signed."""
-    site = next(venv.glob("lib/python*/site-packages"))
-    for folder in [*site.glob("pip"), *site.glob("pip-*.dist-info"), *site.rglob("tests")]:
-        if folder.is_dir():
-            shutil.rmtree(folder)
-    for script in (venv / "bin").glob("pip*"):
-        script.unlink()
 
 
 def _run(words: Sequence[str], code: int, what: str, env: Mapping[str, str] | None = None) -> str:
