@@ -394,17 +394,30 @@ def test_one_wild_time_does_not_end_the_monitoring() -> None:
 
 def test_results_of_an_association_that_is_no_more_are_rejected_and_the_monitor_is_freed() -> None:
     bedside = Bedside()
-    ticks = bedside.monitor._ticks(0.0)
-    stale = numerics(3, ticks, [one(0x4182, 0, 2720, 88)])
-    assert reasons(bedside.hear([stale])) == ["result outside of an association"]
-    assert bedside.sent == [requests.ABORT]
-    bedside.hear([stale])
-    assert bedside.sent == [requests.ABORT], "said once"
+    bedside.deaf = True
+    bedside.take(bedside.decoder.tick(0))
+    stale = numerics(3, bedside.monitor._ticks(0.0), [one(0x4182, 0, 2720, 88)])
+    assert reasons(bedside.hear([stale, stale])) == ["result outside of an association"] * 2
+    assert bedside.sent[1:] == [requests.ABORT], "said once"
+    bedside.deaf = False
     bedside.monitor.measure({"heart_rate": 70}, 0.0)
     bedside.run(6)
     assert bedside.monitor.state == "serving"
     old = numerics(3, (bedside.monitor._ticks(0.0) - 20_000) % (1 << 32), [one(0x4182, 0, 2720, 88)])
     assert reasons(bedside.hear([old])) == ["result of an earlier association"]
+
+
+def test_a_recording_that_begins_with_the_answer_to_a_request_is_decoded() -> None:
+    live = associated()
+    live.monitor._free()
+    answers = live.monitor._associate(requests.association(True), 0.0)
+    decoder = IntelliVue(link="udp")
+    for message in answers:
+        decoder.feed(Chunk(0, message, CHANNEL))
+    result = numerics(3, live.monitor._ticks(0.0) + 8000, [one(0x4182, 0, 2720, 64)])
+    for second in range(1, 4):
+        decoder.tick(second * 10**9)
+    assert values(decoder.feed(Chunk(4 * 10**9, result, CHANNEL)), "heart_rate") == [64]
 
 
 def test_two_monitors_and_none_named_is_nobodys_bed() -> None:

@@ -5,7 +5,8 @@ monitor's MDS Create event, the gateway's answer to it. Then it answers polls, a
 seconds without a request end it. `TABLE` says for each state and event what comes next, what is to be done, and how
 long that state may last before the event `due`.
 
-  listening    a recording, until a time is told. Everything is decoded, whatever association it belongs to
+  listening    until a time is told: a recording, or the first second of a run. Everything is decoded, whatever
+               association it belongs to
   idle         no association; `due` asks for one
   freeing      told to end an association of which this gateway knows nothing (any more); `due` asks for one
   requested    asked, not answered; `due` asks again
@@ -58,7 +59,8 @@ _FREE = Step(FREEING, _PAUSE_S, (GIVE_UP,))  # a result of an association that i
 _STALE = Step(IDLE, _PAUSE_S, (GIVE_UP,))
 
 TABLE: Final[dict[tuple[str, str], Step]] = {
-    (LISTENING, "due"): Step(IDLE, _FIRST_S),
+    (LISTENING, "begin"): _ASK,
+    (LISTENING, "due"): Step(IDLE, _FIRST_S),  # the end of a recording is no beginning of a conversation
     (LISTENING, "indicated"): _ASK,
     (LISTENING, "accepted"): _AWAIT,
     (LISTENING, "created"): _BEGIN,
@@ -107,7 +109,8 @@ class Association:
     """State of the association with one monitor."""
 
     def __init__(self, live: bool) -> None:
-        self.state = IDLE if live else LISTENING
+        self.state = LISTENING
+        self._live = live
         self._due_ns: int | None = None  # None: as soon as a time is told
         self._result_ns = 0
 
@@ -128,6 +131,8 @@ class Association:
 
     def tick(self, at_ns: int) -> tuple[str, ...]:
         """What is to be done because time has passed."""
-        if self.state == LISTENING or self._due_ns is None or at_ns >= self._due_ns:
+        if self.state == LISTENING:
+            return self.event("begin" if self._live else "due", at_ns)
+        if self._due_ns is None or at_ns >= self._due_ns:
             return self.event("due", at_ns)
         return ()

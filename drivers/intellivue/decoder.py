@@ -39,7 +39,7 @@ class IntelliVue:
         self._link = link
         self._monitor, self._listen = str(monitor), bool(listen)
         self._codes = _wave_codes(str(waves))
-        self._association = Association(live=link in ("udp", "serial") and not listen)
+        self._association = Association(live=link in ("udp", "serial"))
         self._polls = Polls(self._codes is not None)
         self._stream = wire.Stream()
         self._numerics, self._waves, self._alarms = Numerics(), Waves(), Alarms()
