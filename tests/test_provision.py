@@ -38,8 +38,8 @@ from edge_agent.commands.finding import Finding
 from edge_agent.config import load
 from edge_agent.demo.radio import wearable_on_air
 from edge_agent.parts import Parts
+from edge_agent.provisioning import comparison, session, signals, signing
 from edge_agent.provisioning import record as records
-from edge_agent.provisioning import session, signals, signing
 from edge_agent.provisioning.proposal import publish
 from edge_agent.provisioning.readings import SourceReading, sources_of
 from edge_agent.provisioning.steps import NAMES, STEPS, Result, failed, passed, skipped, verdict
@@ -182,7 +182,7 @@ def finger(chip: StandIn) -> Iterator[StandIn]:
 @pytest.fixture
 def bed(tmp_path: Path, monitor: Oximeter, finger: StandIn, monkeypatch: pytest.MonkeyPatch) -> Bed:
     monkeypatch.setattr(signals, "hold_s", lambda _priority: 0.03)
-    monkeypatch.setattr(session, "LOOK_S", 0.01)
+    monkeypatch.setattr(comparison, "LOOK_S", 0.01)
     monkeypatch.chdir(tmp_path)
     return Bed(tmp_path, monitor)
 
@@ -382,7 +382,7 @@ def test_a_value_that_the_screen_does_not_show(bed: Bed) -> None:
 
 
 def test_a_value_that_never_comes(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.Session, "_wait_for_values", lambda self, reading: bool(time.sleep(0.3)) or True)
+    monkeypatch.setattr(comparison, "wait_for_values", lambda *_: bool(time.sleep(0.3)) or True)
     bed.answers["values"]["resp_rate"] = 16
     accepted_but(bed, "values", "resp_rate no value")
 
@@ -623,7 +623,7 @@ class Keys(io.StringIO):
 def test_a_person_is_asked(bed: Bed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     typed = ["ICU-3", "y", "A. Engineer", "bme-17", "n", "", "98", "perhaps", "y", "y", "y", "y"]
     monkeypatch.setattr("sys.stdin", Keys("\n".join(typed) + "\n"))
-    monkeypatch.setattr(session, "SHOW_S", 0.1)
+    monkeypatch.setattr(comparison, "SHOW_S", 0.1)
     words = ["--config", str(bed.config), "--port", str(bed.monitor.path), "--write", str(bed.folder / "accepted.toml")]
     assert main(["provision", *words, "--record", str(bed.record)]) == 0, capsys.readouterr().out
     told = capsys.readouterr().out
@@ -638,7 +638,7 @@ def test_whoever_stops_leaves_nothing_and_everything_off(
 ) -> None:
     typed = ["ICU-3", "y", "A. Engineer", "bme-17", "n", "", "", "y", "y", "y", "y"][:keys]  # then Ctrl-C
     monkeypatch.setattr("sys.stdin", Keys("\n".join(typed) + "\n"))
-    monkeypatch.setattr(session, "SHOW_S", 0.1)
+    monkeypatch.setattr(comparison, "SHOW_S", 0.1)
     words = ["--config", str(bed.config), "--port", str(bed.monitor.path), "--write", str(bed.folder / "accepted.toml")]
     assert main(["provision", *words, "--record", str(bed.record)]) == 130
     assert "nothing was written" in capsys.readouterr().err
@@ -709,6 +709,13 @@ class Asking:
 
     def tick(self, at_ns: int) -> list[Item]:
         return [Reply(b"!", after_commit=True), Reply(b"?")]
+
+
+def test_a_second_source_of_the_bed_that_is_lost(bed: Bed) -> None:
+    bed.config.write_text(bed.text(bed.source(), bed.source().replace("ttyUSB0", "ttyUSB9")))
+    del bed.answers["port"]
+    assert bed.run("--only", "configuration,values", "--record", str(bed.record)) == 1
+    assert "ttyUSB9: lost" in bed.step("values")["seen"] and bed.step("values")["remedy"]
 
 
 # -- Bluetooth ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from drivers.contract import Decoder, Driver
 from edge_agent import terms
@@ -56,6 +56,9 @@ class Reading(Protocol):
     def trouble(self) -> str:
         """What is wrong with the sources, empty when nothing is."""
 
+    def lost(self) -> str:
+        """Likewise, of those that belong to this bed alone: another bed's monitor may be off."""
+
     def stop(self) -> None:
         """End; waits."""
 
@@ -66,7 +69,7 @@ class SourceReading:
     def __init__(self, parts: Parts, bed: str, indexes: Sequence[int], clock: Callable[[], float]) -> None:
         self._parts, self._bed, self._clock = parts, bed, clock
         self._seen: dict[str, Seen] = {}
-        self._trouble: dict[str, str] = {}
+        self._trouble: dict[tuple[str, str], str] = {}  # by bed and link of the source
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
@@ -90,6 +93,11 @@ class SourceReading:
         with self._lock:
             return "; ".join(text for text in self._trouble.values() if text)
 
+    def lost(self) -> str:
+        """What the links of this bed's own sources say."""
+        with self._lock:
+            return "; ".join(text for (bed, _), text in self._trouble.items() if text and bed)
+
     def stop(self) -> None:
         """End the links and their thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -107,10 +115,11 @@ class SourceReading:
             else:
                 seen.values.append((self._clock(), item.value))
 
-    def link_state(self, link: str, state: LinkState, detail: str) -> None:
-        """Keep what a link says of itself."""
+    def link_state(self, source: Source, state: LinkState, detail: str) -> None:
+        """Keep what a source's link says of itself."""
+        link = source.link.partition("?")[0]
         with self._lock:
-            self._trouble[link] = "" if state == "connected" else f"{link}: {state}, {detail}"
+            self._trouble[source.bed, link] = "" if state == "connected" else f"{link}: {state}, {detail}"
 
     def _run(self) -> None:
         try:
@@ -162,7 +171,7 @@ class _Feed:
     def state(self, state: LinkState, at_ns: int, detail: str) -> None:
         """The link says how it is."""
         del at_ns
-        self._reading.link_state(self._source.link.partition("?")[0], state, detail)
+        self._reading.link_state(self._source, state, detail)
 
     def closed(self, channel: str, at_ns: int) -> None:
         """A peer has gone."""
@@ -184,7 +193,7 @@ class AgentReading:
     def __init__(self, socket: Path, bed: str, clock: Callable[[], float]) -> None:
         self._socket, self._bed, self._clock = socket, bed, clock
         self._seen: dict[str, Seen] = {}
-        self._trouble = ""
+        self._trouble = self._lost = ""
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="provisioning values", daemon=True)
@@ -196,8 +205,12 @@ class AgentReading:
             return {term: Seen(deque(each.values), each.without) for term, each in self._seen.items()}
 
     def trouble(self) -> str:
-        """Why the agent does not tell."""
-        return self._trouble
+        """Why the agent does not tell, or what it says of the sources."""
+        return self._trouble or self._lost
+
+    def lost(self) -> str:
+        """Likewise, of the sources that belong to this bed alone."""
+        return self._trouble or self._lost
 
     def stop(self) -> None:
         """Ask no more."""
@@ -213,10 +226,13 @@ class AgentReading:
         except (ConnectionError, Refused, OSError) as error:
             self._trouble = str(error)
 
-    def _take(self, status: dict[str, object]) -> None:
-        beds = status["beds"]
-        assert isinstance(beds, list)
-        for bed in beds:
+    def _take(self, status: dict[str, Any]) -> None:
+        self._lost = "; ".join(
+            f"{each['name']}: {each['state']}, {each['detail']}"
+            for each in status["sources"]
+            if each["beds"] == [self._bed] and each["state"] != "connected"
+        )
+        for bed in status["beds"]:
             if bed["id"] != self._bed:
                 continue
             with self._lock:

@@ -25,20 +25,16 @@ from edge_agent.control import ControlClient, Refused, answers
 from edge_agent.links import LinkError
 from edge_agent.links.address import parse
 from edge_agent.parts import Parts
-from edge_agent.provisioning import detect, signals
-from edge_agent.provisioning.answers import NOT_SHOWN
+from edge_agent.provisioning import comparison, detect, signals
 from edge_agent.provisioning.listener import ListenError, open_listener
 from edge_agent.provisioning.ports import Port, describe, ports
 from edge_agent.provisioning.proposal import Conflict, Found, Proposal, propose
-from edge_agent.provisioning.readings import WINDOW_S, AgentReading, Reading, SourceReading, shown, sources_of
+from edge_agent.provisioning.readings import AgentReading, Reading, SourceReading, sources_of
 from edge_agent.provisioning.steps import NAMES, TITLES, Result, failed, passed, skipped
-from edge_agent.provisioning.talk import MATCH, UNDECLARED, Talk
-from edge_agent.provisioning.tolerance import Comparison, compare
+from edge_agent.provisioning.talk import Talk
 
 SCAN_S = 8.0  # devices advertise at least every 10 s when nobody has found them, usually every second
 VALUES_S = 20.0  # for the first values: HL7 monitors send every 1 to 15 s
-SHOW_S = 4.0  # in which a person sees the values move before being asked
-LOOK_S = 0.1
 AGE_MARGIN_S = 2.0  # between the clock of files and the start of an agent
 
 
@@ -338,86 +334,17 @@ class Session:
             )
         reading = self._reading(loaded)
         try:
-            if not self._wait_for_values(reading):
-                reason = reading.trouble() or "the sources give no value"
-                return failed(
-                    "values", reason, "is the simulator on, and its sensor on the monitor? edge-agent detect LINK"
-                )
-            compared = self._compare(reading)
+            result = comparison.beside_the_screen(reading, self.talk, self.wanted.values_s, self.wanted.with_values)
         finally:
             reading.stop()
-        return self._judge(compared, reading)
+        by = "the running agent" if isinstance(reading, AgentReading) else "provisioning"
+        return replace(result, details={**result.details, "by": by})
 
     def _reading(self, loaded: Loaded) -> Reading:
         socket = self.agent()
         if socket is not None:
             return AgentReading(socket, self.wanted.bed, time.monotonic)
         return SourceReading(Parts(loaded), self.wanted.bed, sources_of(loaded, self.wanted.bed), time.monotonic)
-
-    def _wait_for_values(self, reading: Reading) -> bool:
-        """Until every vital that is asked for is there, or the time is over; whether any value came."""
-        wished = self.talk.expected()
-        end = time.monotonic() + self.wanted.values_s
-        first = 0.0
-        while time.monotonic() < end:
-            seen = {term for term, each in reading.seen().items() if each.values}
-            if seen and not first:
-                first = time.monotonic()
-            if self.talk.scripted and wished <= seen:
-                break
-            if not self.talk.scripted and first and time.monotonic() - first >= SHOW_S:
-                break
-            time.sleep(LOOK_S)
-        return any(each.values for each in reading.seen().values())
-
-    def _compare(self, reading: Reading) -> list[Comparison]:
-        from edge_agent import terms
-
-        compared = []
-        known = {term for term, each in reading.seen().items() if each.values or each.without}
-        for term in sorted(known | self.talk.expected()):
-            asked_s = time.monotonic() - WINDOW_S
-            newest = reading.seen().get(term)
-            latest = newest.since(asked_s) if newest is not None else []
-            if not latest:
-                self.talk.say(f"   {term}: no value")
-            answer = self.talk.value(term, shown(term, latest[-1])) if latest else self._unseen(term)
-            unit = terms.BY_NAME[term].ucum
-            if answer in (NOT_SHOWN, UNDECLARED, "no value"):
-                compared.append(Comparison(term, unit, str(answer), None, 0.0))
-                continue
-            later = reading.seen()[term].since(asked_s)
-            screen = later[-1] if answer == MATCH else float(answer)
-            compared.append(compare(term, later, screen))
-        return compared
-
-    def _unseen(self, term: str) -> str:
-        """A vital that the gateway has no number for: bad when the screen shows one."""
-        if self.talk.scripted:
-            return "no value" if term in self.talk.expected() else NOT_SHOWN
-        return "no value" if self.talk.yes(f"   Does the monitor show a number for {term}?") else NOT_SHOWN
-
-    def _judge(self, compared: Sequence[Comparison], reading: Reading) -> Result:
-        vitals: list[dict[str, Any]] = []
-        for each in compared:
-            row: dict[str, Any] = dict(each._asdict())
-            newest = reading.seen().get(each.term)
-            if self.wanted.with_values and newest is not None and newest.values:
-                row["gateway"] = newest.values[-1][1]
-            vitals.append(row)
-            allowed = f", allowed {each.tolerance:g}" if each.deviation is not None else ""
-            told = "" if each.deviation is None else f": {each.deviation:+g} {each.unit}{allowed}"
-            self.talk.say(f"   {each.term}: {each.outcome}{told}")
-        by = "the running agent" if isinstance(reading, AgentReading) else "provisioning"
-        details = {"vitals": vitals, "by": by}
-        wrong = [f"{each.term} {each.outcome}" for each in compared if not each.good]
-        matching = [each.term for each in compared if each.outcome == "match"]
-        if wrong or not matching:
-            return failed(
-                "values", ", ".join(wrong) or "nothing was compared",
-                "is the right bed's monitor connected? docs/biomed.md, When something fails", details=details,
-            )  # fmt: skip
-        return passed("values", f"as on the screen: {', '.join(matching)}", details=details)
 
     def _signals(self) -> Result:
         loaded = self.loaded
