@@ -10,7 +10,7 @@ from datetime import datetime
 
 import pytest
 
-from drivers.intellivue import IntelliVue, association, replies, requests, wire
+from drivers.intellivue import IntelliVue, association, nomenclature, replies, requests, wire
 from drivers.sim import intellivue_monitor as sim
 from drivers.sim.intellivue_monitor import INOP, RED, YELLOW, Alert, Monitor, Wave
 from edge_agent.records import (
@@ -363,6 +363,37 @@ def test_a_monitor_without_extended_polls_is_asked_every_second() -> None:
     assert not of(items, Waveform) and not reasons(items)
 
 
+def test_the_same_conversation_in_frames_in_pieces_and_with_noise() -> None:
+    numbers = random.Random(2)
+    monitor = Monitor(started=START, waves=())
+    monitor.measure({"heart_rate": 70}, 0.0)
+    decoder = IntelliVue(link="serial", waves="none")
+    items: list[Item] = []
+
+    def hear(messages: Iterable[bytes], at_s: float) -> None:
+        for message in messages:
+            line = bytes(numbers.randrange(256) for _ in range(numbers.randrange(3))) + sim.rs232(message)
+            while line:
+                size = numbers.randrange(1, 30)
+                take(decoder.feed(Chunk(int(at_s * 1e9), line[:size])), at_s)
+                line = line[size:]
+
+    def take(given: Iterable[Item], at_s: float) -> None:
+        for item in given:
+            items.append(item)
+            if isinstance(item, Reply):
+                assert item.channel == "" and item.data[0] == 0xC0
+                message = wire.unframe(item.data[1:-1])
+                assert message is not None
+                hear(monitor.receive(message, at_s), at_s)
+
+    for quarter in range(120):
+        hear(monitor.advance(quarter / 4), quarter / 4)
+        if quarter % 4 == 0:
+            take(decoder.tick(quarter * 10**9 // 4), quarter / 4)
+    assert len(values(items, "heart_rate")) >= 25 and set(values(items, "heart_rate")) == {70}
+
+
 # -- answers that are not to be used ------------------------------------------------------------------------------
 
 
@@ -523,6 +554,34 @@ def test_an_mds_create_is_answered_even_if_its_attributes_cannot_be_read() -> No
     create[37] ^= 1  # how many attributes follow
     bedside.hear([bedside.monitor._associate(requests.association(True), 0.0)[0], bytes(create)])
     assert any(each[:6] == b"\xe1\0\0\2\0\2" for each in bedside.sent) and not reasons(bedside.items)
+
+
+def test_a_measurement_is_no_new_one_after_another_association() -> None:
+    bedside = associated()
+    bedside.monitor.measure({"nibp_sys": 120, "nibp_dia": 80, "nibp_mean": 93}, bedside.at_s)
+    assert values(bedside.run(2), "nibp_sys") == [120]
+    bedside.hear([bedside.monitor.abort()])
+    later = bedside.run(10)
+    assert values(later, "heart_rate") and not values(later, "nibp_sys")
+
+
+def test_dates_follow_the_clock_of_the_present_association() -> None:
+    bedside = associated()
+    bedside.hear([bedside.monitor.abort()])
+    bedside.monitor.offset = 0x70000000  # as after a restart: relative time counts from another moment
+    later = of(bedside.run(10), Observation)
+    shift = [
+        abs((datetime.fromisoformat(item.device_time or "") - START).total_seconds() - item.at_ns / 1e9)
+        for item in later
+    ]
+    assert later and max(shift) < 2
+
+
+@pytest.mark.parametrize(("word", "value"), [(0xFE000102, 2.58), (0xFFFFFFFB, -0.5), (0x02000007, 700.0)])
+def test_floats(word: int, value: float) -> None:
+    assert nomenclature.decimal(word) == value
+    for special in (0x7FFFFF, 0x800000, 0x800001, 0x7FFFFE, 0x800002):
+        assert nomenclature.decimal(word & 0xFF000000 | special) is None
 
 
 # -- alarms -------------------------------------------------------------------------------------------------------

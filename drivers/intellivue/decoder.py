@@ -135,6 +135,8 @@ class IntelliVue:
         if event.kind == replies.CONNECT_INDICATION:
             self._happen("indicated", at_ns, out)
             return
+        if self._association.state != association.ASSOCIATED:
+            self._clock.forget()
         self._system(event.attributes, at_ns, out)
         self._happen("created", at_ns, out, event)
 

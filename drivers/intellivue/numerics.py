@@ -32,8 +32,7 @@ class Numerics:
         self._labels: dict[tuple[int, int], str] = {}
 
     def forget(self) -> None:
-        """Begin anew, with another association."""
-        self._told.clear()
+        """Begin anew, with another association; a measurement that was given out is still no new one."""
         self._labels.clear()
 
     def items(

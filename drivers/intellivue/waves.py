@@ -31,6 +31,7 @@ _INVALID_MASK, _SATURATION_MASK = 1, 4
 _MASKED = 0x1000  # flag: bits beyond the significant ones are no part of the value
 _RATES_HZ = (20.0, 1000.0)  # the monitor's rates are 62.5, 125, 250 and 500
 _KEPT = 64  # waves; a monitor sends at most 11
+_MASKS_MAX = 16  # the guide knows six
 _VALUES_MAX = 16  # in one compound; the monitor has three
 
 _HEAD = struct.Struct(">HHH")
@@ -202,7 +203,7 @@ def _masks(sent: bytes | None) -> tuple[int, ...] | None:
         count, data = replies.entries(sent, "masks")
     except replies.Malformed:
         return None
-    if len(data) != count * _PAIR.size:
+    if len(data) != count * _PAIR.size or count > _MASKS_MAX:
         return None
     return tuple(mask for kind, mask in _PAIR.iter_unpack(data) if kind in (_INVALID_MASK, _SATURATION_MASK) and mask)
 
