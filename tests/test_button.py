@@ -368,11 +368,12 @@ def test_without_its_chip_the_real_gpiod_makes_a_fault_that_says_what_to_do(told
     made.close()
 
 
-def finding(tmp_path: Path) -> tuple[str, str]:
+def finding(tmp_path: Path, label: str = "no such") -> tuple[str, str]:
     from edge_agent.commands.doctor_devices import check_gpio
 
     path = tmp_path / "edge.toml"
     path.write_text('[gateway]\nid = "g"\ndata_dir = "d"\n[[bed]]\nid = "B"\n[[button]]\nchip = "no such"\nline = 3\n')
+    path.write_text(path.read_text().replace("no such", label))
     (found,) = check_gpio(config.load(path))
     return found.state, found.detail
 
@@ -381,6 +382,12 @@ def test_doctor_looks_for_the_chip_of_a_button(tmp_path: Path, chip: StandIn, mo
     import gpiod
 
     assert finding(tmp_path) == ("FAIL", "no chip with label 'no such'; present: pinctrl-bcm2711")
+    assert finding(tmp_path, "pinctrl-bcm2711")[0] == "ok"
+    chip.taken = True
+    verdict, detail = finding(tmp_path, "pinctrl-bcm2711")
+    assert verdict == "FAIL" and "line 3 is taken by 'spi0 CS0'" in detail
+    monkeypatch.setattr(chip, "get_line_info", lambda line: SimpleNamespace(used=True, consumer="edge-agent"))
+    assert finding(tmp_path, "pinctrl-bcm2711")[0] == "ok", "the agent holds it, as it should"
 
     def denied(path: str) -> None:
         raise PermissionError(13, "Permission denied")

@@ -112,10 +112,14 @@ def _bluetoothd(root: Path) -> bool:
 
 
 def check_gpio(loaded: Loaded) -> Iterator[Finding]:
-    """The GPIO chips by label, for lamps, buzzer and buttons."""
-    wanted: dict[str, str] = {item.chip: "annunciator" for item in loaded.config.annunciator if item.kind == "gpio"}
-    for item in loaded.config.button:
-        wanted[item.chip] = "annunciator and button" if item.chip in wanted else "button"
+    """The GPIO chips by label, and the lines of lamps, buzzer and buttons: there, and nobody else's."""
+    wanted: dict[str, list[int | str]] = {}
+    for item in loaded.config.annunciator:
+        if item.kind == "gpio":
+            used = (item.buzzer, item.red, item.yellow, item.cyan, item.loopback, item.heartbeat)
+            wanted.setdefault(item.chip, []).extend(line for line in used if line is not None)
+    for button in loaded.config.button:
+        wanted.setdefault(button.chip, []).append(button.line)
     if not wanted:
         yield Finding("gpio", "ok", "no gpio annunciator or button configured")
         return
@@ -126,14 +130,29 @@ def check_gpio(loaded: Loaded) -> Iterator[Finding]:
     except ChipError as error:
         yield Finding("gpio", "FAIL", str(error))  # which says what to do
         return
-    for chip in sorted(wanted):
+    for chip, lines in sorted(wanted.items()):
         if chip in labels:
-            yield Finding("gpio", "ok", f"chip {chip} present")
+            yield from _lines(chip, lines)
         else:
             have = ", ".join(sorted(labels)) or "none"
             yield Finding(
                 "gpio", "FAIL", f"no chip with label {chip!r}; present: {have}", "gpiodetect shows labels in brackets"
             )
+
+
+def _lines(chip: str, lines: list[int | str]) -> Iterator[Finding]:
+    from edge_agent.gpio_chips import CONSUMER, ChipError, open_chip
+
+    wrong = False
+    for line in lines:
+        try:
+            open_chip(chip, [line]).close()  # looks at the line and does not ask for it
+        except ChipError as error:
+            if f"taken by {CONSUMER!r}" not in str(error):
+                wrong = True
+                yield Finding("gpio", "FAIL", str(error), "gpioinfo shows every line, its name and who holds it")
+    if not wrong:
+        yield Finding("gpio", "ok", f"chip {chip} present, lines {', '.join(map(str, lines))} are there for the agent")
 
 
 def check_sound(loaded: Loaded, root: Path = SYSTEM) -> Iterator[Finding]:

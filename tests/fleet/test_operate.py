@@ -206,6 +206,12 @@ def test_the_journal_has_fields(gateway: Gateway) -> None:
     assert start["SYSLOG_IDENTIFIER"] == "edge-agent" and start["_SYSTEMD_UNIT"] == "edge-agent.service"
     ready = entries(gateway, "-u edge-agent", "EVENT=ready")[-1]
     assert (ready["GATEWAY"], ready["BEDS"], ready["SOURCES"]) == ("gw", "1", "1")
+    size = 1_000_000  # longer than a datagram: it goes as a file in memory, and the real journal takes it
+    code = "import logging; from edge_agent import journal; a = journal.start('edge-agent', 20)\n"
+    code += f"logging.info('long detail=%s', 'x' * {size}); a.stop()"
+    gateway.run(f'systemd-run --quiet --wait --unit=long {BIN}/python -c "{code}"')
+    (entry,) = entries(gateway, "-u long", "EVENT=long", "--all")
+    assert entry["DETAIL"] == "x" * size
     wrong = PLAIN.replace("credential:edge-agent.kek", "file:/etc/edge-agent/no-such-key")
     gateway.fresh(wrong + KAFKA + 'security = "plaintext"\n')
     try:
