@@ -75,14 +75,24 @@ class Pages:
 
 
 def _unchanged(lines: Sequence[str]) -> list[tuple[int, int]]:
+    """The spans, none where the counts are not true: an emulator of another processor makes them up.
+
+    What a library may write it has written, at least when it was linked; where even that has no page of its own, what
+    was linked and then closed to writing would be dropped with the rest.
+    """
     spans: list[tuple[int, int]] = []
     span: tuple[int, int] | None = None
+    writable = true = False
     for line in lines:
         fields = line.split()
         if "-" in fields[0] and not fields[0].endswith(":"):
-            wanted = len(fields) > 5 and any(part in fields[5] for part in _LIBRARIES) and "w" not in fields[1]
+            wanted = len(fields) > 5 and any(part in fields[5] for part in _LIBRARIES)
             start, _, end = fields[0].partition("-")
             span = (int(start, 16), int(end, 16)) if wanted else None
-        elif fields[0] == "Anonymous:" and span is not None and fields[1] == "0":
-            spans.append(span)
-    return spans
+            writable = "w" in fields[1]
+        elif fields[0] == "Anonymous:" and span is not None:
+            if writable:
+                true = true or fields[1] != "0"
+            elif fields[1] == "0":
+                spans.append(span)
+    return spans if true else []

@@ -191,3 +191,18 @@ print("ok")
 def test_numpy_comes_without_what_is_not_needed_and_is_whole_for_who_asks() -> None:
     done = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "ok", done.stderr
+
+
+@pytest.mark.parametrize(("own", "spans"), [("8", [(0x1000, 0x2000)]), ("0", [])], ids=["counted", "made up"])
+def test_pages_stay_where_the_kernel_s_counts_are_not_true(own: str, spans: list[tuple[int, int]]) -> None:
+    """An emulator says 0 of every page: to believe it dropped what was linked, and the agent crashed."""
+    from models_tflite.lean import _unchanged
+
+    place = "00000000 fe:00 1 /site-packages/numpy/core.so"
+    mappings = [
+        f"1000-2000 r-xp {place}", "Anonymous:             0 kB",
+        f"2000-3000 r--p {place}", "Anonymous:             4 kB",
+        f"3000-4000 rw-p {place}", f"Anonymous:             {own} kB",
+        "5000-6000 rw-p 00000000 00:00 0 [heap]", "Anonymous:           900 kB",
+    ]  # fmt: skip
+    assert _unchanged(mappings) == spans
