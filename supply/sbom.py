@@ -65,7 +65,8 @@ def library(found: Json, pin: Pin, said: Json) -> Json:
     expression, _ = declared(pin.name, said)
     component: Json = {
         "type": "library", "bom-ref": pin.name, "name": found["name"], "version": pin.version,
-        "purl": f"pkg:pypi/{pin.name}@{pin.version}", "scope": "required", "licenses": licence(expression),
+        "purl": f"pkg:pypi/{pin.name}@{pin.version}",
+        "scope": "excluded" if said.get("left_out") else "required", "licenses": licence(expression),
     }  # fmt: skip
     if "description" in found:
         component["description"] = found["description"]

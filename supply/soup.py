@@ -29,7 +29,7 @@ WHERE = {
     "unused": "nowhere: installed because another package asks for it",
 }
 _COLUMNS = "| package | version | licence | what for | door | how its failure is met | hazard |"
-_KEYS = {"where", "for", "fails", "hazards", "licence", "licence_from", "inside"}
+_KEYS = {"where", "for", "fails", "hazards", "licence", "licence_from", "inside", "left_out"}
 _HEAD = f"""\
 # Foreign software in a gateway (SOUP)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from supply.licences import parts
 from supply.lock import canonical, pins
 from tests.fleet import arm64, image
 from tests.fleet.test_size import LIMIT_MB, disk_bytes, project_wheel
@@ -116,7 +116,7 @@ def test_every_package_of_the_lock_is_there_and_imports(board: arm64.Root) -> No
     code = """
 import importlib, importlib.metadata, json
 found = {}
-for each in importlib.metadata.distributions():
+for each in list(importlib.metadata.distributions()):
     for name in (each.read_text("top_level.txt") or each.metadata["Name"].replace("-", "_")).split():
         if not name.startswith("_") and "/" not in name and each.metadata["Name"] not in ("protobuf", "tzdata"):
             try:
@@ -130,7 +130,7 @@ import gpiod, google.protobuf, httpx, msgspec, numpy, paho.mqtt.client, pydantic
 print(json.dumps(found))
 """
     found = {canonical(name): version for name, version in json.loads(board.run(PYTHON, "-c", code).stdout).items()}
-    wanted = {pin.name: pin.version for pin in pins(python="3.11")}
+    wanted = {pin.name: pin.version for pin in pins(python="3.11") if not parts()[pin.name].get("left_out")}
     assert {name: found.get(name) for name in wanted} == wanted
 
 
@@ -168,17 +168,9 @@ def _scores(text: str) -> list[float]:
 
 
 def test_the_agent_alarms_acknowledges_and_opens_the_model(board: arm64.Root) -> None:
-    board.run(AGENT, "keys", "init", "--key", "file:/etc/kek")
+    board.run(AGENT, "keys", "init", "--config", "/etc/edge.toml")
     for folder in ("run/edge-agent", "var/lib/edge-agent"):
         (board.path / folder).mkdir(parents=True, exist_ok=True)
     assert "valid" in board.run(AGENT, "check", "/etc/edge.toml").stdout
     told = json.loads(board.run(PYTHON, "-c", SCENE).stdout.splitlines()[-1])
     assert told["acknowledged"] >= 1
-
-
-def test_what_the_test_needs_is_gone_again() -> None:
-    """Runs last: nothing of it stays in the kernel's table."""
-    left = Path("/proc/sys/fs/binfmt_misc/bedside-edge-aarch64")
-    with arm64.emulated():
-        pass
-    assert not left.exists() or arm64.platform.machine() == "aarch64"
