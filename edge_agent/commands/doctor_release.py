@@ -11,11 +11,10 @@ from pathlib import Path
 from edge_agent.commands.finding import BASE, SYSTEM, Finding, installed
 from edge_agent.config import Loaded
 from edge_agent.control import ControlClient, Refused
+from edge_agent.release.gateway import Folders
 
 INSTALL = "edge-agent release install BUNDLE"
 ROOM_SPARE = 1.2  # the next release is about as large as the present one
-_PLACES = {".service": "etc/systemd/system", ".target": "etc/systemd/system", ".rules": "etc/udev/rules.d"}
-_FOLDERS = {"tmpfiles.d": "etc/tmpfiles.d", "sysusers.d": "etc/sysusers.d", "modules-load.d": "etc/modules-load.d"}
 
 
 def check_release(loaded: Loaded, root: Path = SYSTEM) -> Iterator[Finding]:
@@ -81,10 +80,9 @@ def _placed(current: Path, root: Path) -> Iterator[Finding]:
     source = current / "systemd"
     other, missing = [], []
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        folder = _FOLDERS.get(file.parent.name) or _PLACES.get(file.suffix)
-        if folder is None:
+        place = Folders(root).place(str(file.relative_to(source)))
+        if place is None:
             continue
-        place = root / folder / file.name
         if not place.is_file():
             missing.append(str(place))
         elif place.read_bytes() != file.read_bytes():
