@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -190,8 +190,9 @@ class _Feed:
 class AgentReading:
     """The values of a bed as the running agent has them."""
 
-    def __init__(self, socket: Path, bed: str, clock: Callable[[], float]) -> None:
-        self._socket, self._bed, self._clock = socket, bed, clock
+    def __init__(self, socket: Path, bed: str, own: Collection[str], clock: Callable[[], float]) -> None:
+        """`own` are the names of the sources that belong to this bed alone."""
+        self._socket, self._bed, self._own, self._clock = socket, bed, own, clock
         self._seen: dict[str, Seen] = {}
         self._trouble = self._lost = ""
         self._lock = threading.Lock()
@@ -230,7 +231,7 @@ class AgentReading:
         self._lost = "; ".join(
             f"{each['name']}: {each['state']}, {each['detail']}"
             for each in status["sources"]
-            if each["beds"] == [self._bed] and each["state"] != "connected"
+            if each["name"] in self._own and each["state"] != "connected"
         )
         for bed in status["beds"]:
             if bed["id"] != self._bed:

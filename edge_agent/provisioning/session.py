@@ -24,7 +24,7 @@ from edge_agent.config import ConfigError, Loaded, load
 from edge_agent.control import ControlClient, Refused, answers
 from edge_agent.links import LinkError
 from edge_agent.links.address import parse
-from edge_agent.parts import Parts
+from edge_agent.parts import Parts, source_names
 from edge_agent.provisioning import comparison, detect, signals
 from edge_agent.provisioning.listener import ListenError, open_listener
 from edge_agent.provisioning.ports import Port, describe, ports
@@ -343,7 +343,9 @@ class Session:
     def _reading(self, loaded: Loaded) -> Reading:
         socket = self.agent()
         if socket is not None:
-            return AgentReading(socket, self.wanted.bed, time.monotonic)
+            named = zip(source_names(loaded.config), loaded.config.source, strict=True)
+            own = {name for name, source in named if source.bed == self.wanted.bed}
+            return AgentReading(socket, self.wanted.bed, own, time.monotonic)
         return SourceReading(Parts(loaded), self.wanted.bed, sources_of(loaded, self.wanted.bed), time.monotonic)
 
     def _signals(self) -> Result:
