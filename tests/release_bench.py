@@ -60,8 +60,8 @@ def make_wheel(folder: Path, version: str) -> Path:
     }  # fmt: skip
     with zipfile.ZipFile(path, "w") as wheel:
         for name, text in files.items():
-            wheel.writestr(name, text)
-        wheel.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD")))
+            wheel.writestr(zipfile.ZipInfo(name), text)
+        wheel.writestr(zipfile.ZipInfo(f"{info}/RECORD"), "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD")))
     return path
 
 
@@ -84,7 +84,7 @@ def make_bundle(
     files[wheel.name] = wheel
     for name in wheels:
         with zipfile.ZipFile(source / name, "w") as other:
-            other.writestr("x.py", "")
+            other.writestr(zipfile.ZipInfo("x.py"), "")
         files[f"wheels/{name}"] = source / name
     if change is not None:
         change(files)

@@ -8,8 +8,9 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from release_bench import Ward, digest, gateway, known_python, make_bundle, make_key, quick, units
@@ -18,7 +19,7 @@ from edge_agent.__main__ import main
 from edge_agent.release import gateway as gateways
 from edge_agent.release import installer as installers
 from edge_agent.release.bundle import BUNDLE, BUSY, CONFIG, MACHINE, UNHEALTHY, WENT_BACK, Stop
-from edge_agent.release.gateway import Folders
+from edge_agent.release.gateway import SETTLED_S, Folders, Services, health
 from edge_agent.release.installer import Installer
 from edge_agent.release.machine import Python
 
@@ -265,6 +266,42 @@ def test_a_fault_that_passes_is_no_reason_to_go_back(bench: Bench) -> None:
     bench.ward.answer = later  # type: ignore[method-assign]
     bench.install("1.1.0")
     assert bench.versions() == ("1.1.0", "1.0.0", "1.1.0") and len(asked) > 5
+
+
+class Clockwork(Services):
+    """A moment that only sleeping moves on, and an agent that says what `at` tells for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: Callable[[float], tuple[str, list[str]]]) -> None:
+        self.now, self._at = 0.0, at
+        monkeypatch.setattr(gateways, "ask", self._ask_agent)
+
+    def _ask_agent(self, _path: Path, _op: str) -> dict[str, Any]:
+        version, faults = self._at(self.now)
+        return {"status": {"version": version, "gateway_alarms": [{"condition": name} for name in faults]}}
+
+    def show(self, unit: str) -> dict[str, str]:
+        return {"ActiveState": "active", "NRestarts": "0"}
+
+    def judged(self) -> tuple[str, float]:
+        """What `health` says of 1.1.0, and when."""
+        why = health(
+            self, Path("/sock"), "1.1.0", set(), 30, False, clock=lambda: self.now, sleep=self._pass
+        )  # fmt: skip
+        return why, self.now
+
+    def _pass(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_well_means_for_some_seconds_without_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    why, at = Clockwork(monkeypatch, lambda _now: ("1.1.0", [])).judged()
+    assert why == "" and at == pytest.approx(SETTLED_S, abs=0.2)
+    why, at = Clockwork(monkeypatch, lambda now: ("1.1.0", ["disk_fault"] if 4 < now < 6 else [])).judged()
+    assert why == "" and at == pytest.approx(6 + SETTLED_S, abs=0.3)
+    why, at = Clockwork(monkeypatch, lambda now: ("1.1.0", ["disk_fault"] if now % 4 > 3.8 else [])).judged()
+    assert "disk_fault" in why and at < 35  # never well for long enough
+    why, at = Clockwork(monkeypatch, lambda _now: ("1.0.0", [])).judged()
+    assert why == "version 1.0.0 answers" and at == pytest.approx(30, abs=0.2)  # the restart has changed nothing
 
 
 def test_faults_of_before_are_nobodys_and_are_said(bench: Bench) -> None:
