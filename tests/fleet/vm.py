@@ -13,6 +13,7 @@ it has written to it: a power cut, but for a disk that lies.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -50,6 +51,10 @@ def missing() -> str:
         return lacking
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     packages = sorted({package for program, package in TOOLS.items() if not shutil.which(program, path=path)})
+    try:
+        ctypes.CDLL("libelf.so.1")  # for the kernel's objtool, which checks a module that is built
+    except OSError:
+        packages.append("libelf1")
     return f"the emulated machine needs {', '.join(packages)}: apt install {' '.join(packages)}" if packages else ""
 
 
