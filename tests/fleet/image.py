@@ -100,7 +100,7 @@ def bundle(version: str, change: Callable[[Path], None] | None = None, name: str
     content = [f"{path}".encode() + path.read_bytes() for path in files if "__pycache__" not in path.parts]
     target = CACHE / f"bundle-{version}{name}-{digest(key.read_bytes(), *content)}"
     if not target.exists():
-        for old in sorted(CACHE.glob("bundle-*"), key=lambda path: path.stat().st_mtime)[:-5]:
+        for old in sorted(CACHE.glob("bundle-*"), key=lambda path: path.stat().st_mtime)[:-7]:
             shutil.rmtree(old, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             tree, partial = Path(folder) / "tree", Path(folder) / "bundle"
@@ -114,4 +114,5 @@ def bundle(version: str, change: Callable[[Path], None] | None = None, name: str
             public = ["openssl", "pkey", "-in", str(key), "-pubout", "-out", str(partial / "release.pub")]
             subprocess.run(public, check=True)
             partial.rename(target)
+    os.utime(target)  # used last, removed last
     return target / f"bedside-edge-{version}.tar"
