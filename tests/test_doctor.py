@@ -169,9 +169,12 @@ async def test_what_the_agent_complains_of(bedside: Bedside) -> None:
     async with running(config) as agent:
         agent.fault("disk_fault", "buffer disk", "no space left on device")
         agent.annunciators[0]._fault = "the file is gone"
-        found = {each.part: each for each in await asked(check_agent, config) if each.state != "ok"}
+        agent.fault("source_lost", "monitor", "no peer")
+        told = [each for each in await asked(check_agent, config) if each.state != "ok"]
+        found = {each.part: each for each in told}
         agent.annunciators[0]._fault = ""
     assert "disk_fault" in found["agent"].detail and "no space left" in found["agent"].detail
+    assert len([each for each in told if each.part == "agent"]) == 1, "a lost source is told of once, as a source"
     assert "CONDITION=disk_fault" in found["agent"].remedy
     assert found["source"].state == "warn" and "monitor is starting" in found["source"].detail
     assert found["annunciator"].state == "FAIL" and "the file is gone" in found["annunciator"].detail

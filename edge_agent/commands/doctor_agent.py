@@ -42,8 +42,11 @@ def _complaints(loaded: Loaded) -> Iterator[Finding]:
         yield Finding("agent", "FAIL", f"it does not answer: {error}", "systemctl restart edge-agent")
         return
     for alarm in status["gateway_alarms"]:
-        detail = f"technical alarm {alarm['condition']}: {alarm.get('detail') or alarm.get('text', '')}"
-        remedy = f"journalctl -u edge-agent CONDITION={alarm['condition']}; docs/doctor.md, Technical conditions"
+        condition = alarm["condition"].partition(":")[0]
+        if condition in ("source_lost", "source_silent"):
+            continue  # told of below, with its source
+        detail = f"technical alarm {condition}: {alarm.get('detail') or alarm.get('text', '')}"
+        remedy = f"journalctl -u edge-agent CONDITION={condition}; docs/doctor.md, Technical conditions"
         yield Finding("agent", "warn", detail, remedy)
     for source in status["sources"]:
         if source["state"] != "connected":
