@@ -451,6 +451,39 @@ def test_a_recording_that_begins_with_the_answer_to_a_request_is_decoded() -> No
     assert values(decoder.feed(Chunk(4 * 10**9, result, CHANNEL)), "heart_rate") == [64]
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_recording_of_two_associations_is_decoded_to_its_end(told: bool) -> None:
+    live = _Recorded()
+    live.monitor.measure({"heart_rate": 70}, 0.0)
+    live.run(5)
+    live.monitor.restart()
+    live.monitor.offset += 10_000  # the second counts from a moment shortly before the first
+    if told:
+        live.hear([sim.ABORT])
+    live.run(12)
+    decoder = IntelliVue()
+    items = [item for message in live.heard for item in decoder.feed(Chunk(0, message, CHANNEL))]
+    states = [item.state for item in of(items, DeviceStatus)]
+    assert states == ["associated", "unassociated", "associated"] and not reasons(items)
+    assert values(items, "heart_rate") == values(live.items, "heart_rate") and len(values(items, "heart_rate")) > 5
+
+
+class _Recorded(Bedside):
+    """A bedside that keeps what the decoder was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[bytes] = []
+
+    def hear(self, messages: Iterable[bytes], channel: str = CHANNEL) -> list[Item]:
+        listed = list(messages)
+        out = []
+        for message in listed:
+            self.heard.append(message)
+            out += super().hear([message], channel)
+        return out
+
+
 def test_two_monitors_and_none_named_is_nobodys_bed() -> None:
     bedside = associated()
     items = bedside.hear([Monitor().indication(0.0)], OTHER)

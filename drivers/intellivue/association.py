@@ -6,12 +6,12 @@ seconds without a request end it. `TABLE` says for each state and event what com
 long that state may last before the event `due`.
 
   listening    until a time is told: a recording, or the first second of a run. Everything is decoded, whatever
-               association it belongs to
+               association it belongs to, and an association that ends ends here
   idle         no association; `due` asks for one
   freeing      told to end an association of which this gateway knows nothing (any more); `due` asks for one
   requested    asked, not answered; `due` asks again
   accepted     associated, and the MDS Create is awaited
-  associated   polls run; `due` comes when no result has come for ten seconds
+  associated   polls run; `due` comes when no result has come for six seconds, although they were asked for again
   releasing    release requested, because the MDS Create did not come
 
 A connect indication is what a monitor broadcasts when it has no client. In an association that still gives results it
@@ -37,7 +37,7 @@ _PAUSE_S = 2.0  # after an end: the monitor takes a moment to be free again
 _REFUSED_S = 4.0  # the client it has may be this gateway before its restart, which it gives up after ten seconds
 _ANSWER_S = 5.0
 _CREATE_S = 10.0  # a monitor repeats an MDS Create that was not answered three times over about so long
-_RESULT_S = 10.0  # the shortest time-out of an association
+_RESULT_S = 6.0  # results come every second and are asked for again after three
 _RELEASE_S = 3.0
 
 
@@ -93,6 +93,7 @@ TABLE: Final[dict[tuple[str, str], Step]] = {
     (ASSOCIATED, "created"): Step(ASSOCIATED, _RESULT_S, (CONFIRM,)),  # repeated: our answer was lost
     (ASSOCIATED, "result"): Step(ASSOCIATED, _RESULT_S),
     (ASSOCIATED, "abandoned"): Step(REQUESTED, _ANSWER_S, (STOP, REQUEST)),
+    (ASSOCIATED, "anew"): Step(ACCEPTED, _CREATE_S, (STOP,)),
     (ASSOCIATED, "released"): Step(IDLE, _PAUSE_S, (ANSWER, STOP)),
     (ASSOCIATED, "disconnected"): _LOST,
     (ASSOCIATED, "refused"): _LOST,
@@ -111,6 +112,7 @@ class Association:
     def __init__(self, live: bool) -> None:
         self.state = LISTENING
         self._live = live
+        self._untold = True
         self._due_ns: int | None = None  # None: as soon as a time is told
         self._result_ns = 0
 
@@ -120,17 +122,20 @@ class Association:
             if at_ns - self._result_ns < _ABANDONED_NS:
                 return ()
             name = "abandoned"
+        elif name == "accepted" and self.state == ASSOCIATED and self._untold:
+            name = "anew"  # a recording does not hold what the client said when it ended the association before
         step = TABLE.get((self.state, name))
         if step is None:
             return ()
         if name in ("result", "created"):
             self._result_ns = at_ns
-        self.state = step.state
+        self.state = LISTENING if self._untold and step.state in (IDLE, FREEING) else step.state
         self._due_ns = at_ns + round(step.for_s * 1e9)
         return step.actions
 
     def tick(self, at_ns: int) -> tuple[str, ...]:
         """What is to be done because time has passed."""
+        self._untold = False
         if self.state == LISTENING:
             return self.event("begin" if self._live else "due", at_ns)
         if self._due_ns is None or at_ns >= self._due_ns:

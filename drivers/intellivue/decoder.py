@@ -141,17 +141,19 @@ class IntelliVue:
         self._happen("created", at_ns, out, event)
 
     def _result(self, poll: replies.Poll, size: int, at_ns: int, out: list[Item]) -> None:
-        listening = self._listen or self._association.state == association.LISTENING
-        if not listening and self._association.state != association.ASSOCIATED:
+        anybody = self._listen or self._told_ns is None
+        associated = self._association.state == association.ASSOCIATED
+        if not anybody and not associated:
             out.append(Reject("result outside of an association", size, at_ns))
             self._happen("result", at_ns, out)
             return
-        why = self._polls.answered(poll, at_ns, listening or self._told_ns is None)
+        why = self._polls.answered(poll, at_ns, anybody)
         if why:
             out.append(Reject(f"result {why}", size, at_ns))
             return
         items = self._items(poll, at_ns)
-        self._happen("result", at_ns, out)
+        if associated:
+            self._happen("result", at_ns, out)
         out += items
 
     def _items(self, poll: replies.Poll, at_ns: int) -> list[Item]:
