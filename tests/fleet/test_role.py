@@ -74,16 +74,10 @@ class Ward:
         """What the agent of a gateway says of itself."""
         return dict(json.loads(self.machines[name].run(f"{AGENT} status --json").stdout))
 
-    def keyed(self, name: str, command: str) -> str:
+    def keyed(self, name: str, command: str, load: str = "LoadCredentialEncrypted=edge-agent.kek") -> str:
         """What a command of the agent said that needs the key of the buffer."""
-        return (
-            self.machines[name]
-            .run(
-                "systemd-run --quiet --pipe --wait -p User=edge-agent -p LoadCredentialEncrypted=edge-agent.kek"
-                f" {AGENT} {command} --config /etc/edge-agent/edge-agent.toml"
-            )
-            .stdout
-        )
+        unit = f"systemd-run --quiet --pipe --wait -p User=edge-agent -p {load}"
+        return self.machines[name].run(f"{unit} {AGENT} {command} --config /etc/edge-agent/edge-agent.toml").stdout
 
 
 @pytest.fixture(scope="module")
