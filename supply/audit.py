@@ -67,8 +67,8 @@ def report(root: Path, options: Sequence[str]) -> tuple[dict[str, Any] | None, s
         raise LockError(f"{program} is missing: run make audit, which installs it")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "report.json"
-        command = [program, "--requirement", root / "requirements.lock", "--require-hashes", "--disable-pip",
-                   "--format", "json", "--output", target, "--progress-spinner", "off", *options]  # fmt: skip
+        command = [str(program), "--requirement", str(root / "requirements.lock"), "--require-hashes", "--disable-pip",
+                   "--format", "json", "--output", str(target), "--progress-spinner", "off", *options]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
         except subprocess.TimeoutExpired:
