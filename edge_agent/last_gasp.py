@@ -358,7 +358,7 @@ def _listen(control: Path) -> socket.socket | None:
         server.listen(4)
     except OSError as error:
         server.close()
-        _tell(3, f"{path}: {error.strerror}; the outputs are given back when the agent's control socket answers")
+        _tell(3, f"{path}: {error.strerror}; the outputs are given back when the control socket answers")
         return None
     return server
 
@@ -381,9 +381,11 @@ def run(config: Path) -> int:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(5))
     gasp, notifier = LastGasp(config), Notifier()
     gasp.read()
-    gasp.open()
-    gasp.show(levels(0))
     server = _listen(gasp.control)
+    # An agent that called before there was a socket to call has its own open since before that: one sees the other.
+    if not _answers(gasp.control):
+        gasp.open()
+        gasp.show(levels(0))
     notifier.send("READY=1\nSTATUS=loud: edge-agent does not run")
     threading.Thread(target=_say_why, name="reason", daemon=True).start()
     try:
@@ -395,7 +397,7 @@ def run(config: Path) -> int:
         server.close()
     if caller is not None:
         caller.close()  # from here on the agent opens its outputs
-    _tell(5, "the agent is back: outputs given back" if caller is not None else "stopped: outputs given back")
+    _tell(5, "outputs given back, to the agent that is back" if caller is not None else "outputs given back")
     notifier.close()
     return 0
 
@@ -408,13 +410,15 @@ def _be_loud(
     poll.register(woken, select.POLLIN)
     if server is not None:
         poll.register(server, select.POLLIN)
-    begin = time.monotonic()
-    retry_at, told = begin + RETRY_S, ""
+    retry_at = begin = time.monotonic()
+    told = ""
     while True:
         now = time.monotonic()
         step = int((now - begin) / STEP_S)
         if now >= retry_at:
             retry_at = now + RETRY_S
+            if _answers(gasp.control):
+                return None
             gasp.read()
             gasp.open()
             notifier.send("WATCHDOG=1")
@@ -422,8 +426,6 @@ def _be_loud(
             if faults != told:
                 told = faults
                 _tell(2 if faults else 5, faults or "every output is driven now")
-            if server is None and _answers(gasp.control):
-                return None
         gasp.show(levels(step))
         left_s = begin + (step + 1) * STEP_S - time.monotonic()
         for descriptor, _ in poll.poll(max(0, round(left_s * 1000))):

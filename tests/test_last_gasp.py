@@ -243,6 +243,18 @@ def test_without_a_socket_the_outputs_are_free_when_the_agent_answers(running: R
     assert not any(running.last().values())
 
 
+def test_an_agent_that_was_there_first_keeps_its_outputs(running: Running) -> None:
+    """A last gasp that is slow to start comes after the agent has called in vain: it must not stay on beside it."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(running.control))
+        agent.listen()
+        process = running.start()
+        assert process.wait(DEADLINE_S) == 0
+    assert not running.last(), "nothing was switched"
+
+
 def test_it_needs_next_to_nothing_of_the_program() -> None:
     code = (
         "import sys, edge_agent.last_gasp;"
