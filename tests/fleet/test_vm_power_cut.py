@@ -11,7 +11,7 @@ from tests.fleet.emulated_gateway import Gateway
 from tests.fleet.senders import Monitor, measured_at
 from tests.fleet.waiting import until
 
-BEDS = ("ICU-1", "ICU-2", "ICU-3")
+BEDS = ("CUT-1", "CUT-2", "CUT-3")  # no other test records these
 ENOUGH = 200  # acknowledged messages before the cut
 UNFLUSHED = "/var/tmp/unflushed"
 COUNT = f"i=0; while :; do i=$((i + 1)); echo $i >> {UNFLUSHED}; echo $i; sleep 0.05; done"
@@ -58,7 +58,7 @@ def test_a_power_cut_under_load_loses_nothing_that_was_acknowledged(emulated: Ga
     for line in emulated.keyed("buffer export --kind observation").splitlines():
         record = json.loads(line)
         if record["bed"] in kept:
-            kept[record["bed"]].add(datetime.fromisoformat(record["device_time"]))
+            kept[record["bed"]].add(datetime.fromisoformat(record["record"]["device_time"]))
     for bed, numbers in acknowledged.items():
         missing = [number for number in sorted(numbers) if measured_at(number) not in kept[bed]]
         assert not missing, f"{bed}: of {len(numbers)} acknowledged messages {missing} are missing"
