@@ -373,7 +373,8 @@ class Pipeline:
 
     def _patient_event(self, feed: Feed, event: PatientEvent, at_ns: int) -> None:
         moves = self.beds.apply(event)
-        bed = moves[-1].bed if moves else self.beds.at(event.location) or GATEWAY
+        own = feed.bed if not event.location else ""  # a device of one bed does not say which one
+        bed = moves[-1].bed if moves else self.beds.at(event.location) or own or GATEWAY
         for move in moves:
             if move.fresh:
                 self._restart(move, at_ns)

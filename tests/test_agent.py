@@ -249,6 +249,16 @@ async def test_admission_starts_anew_and_a_stranger_is_a_mismatch(bedside: Bedsi
     assert [(each.event, each.patient_id) for each in events] == [("A01", "P3"), ("A01", "P4")]
 
 
+async def test_a_patient_that_the_monitor_of_one_bed_names_without_a_place_is_of_that_bed(bedside: Bedside) -> None:
+    async with running(bedside.write(driver_options='bed = "ICU-4"')):
+        monitor = await dial(bedside.port)
+        for data in (adt("A08", "P4", ""), adt("A08", "P9", "ICU^^9")):
+            monitor.send(data)
+            assert "MSA|AA" in await monitor.reply()
+    found = [(each.bed, each.record.patient_id) for each in stored(bedside) if isinstance(each.record, PatientEvent)]
+    assert found == [("ICU-4", "P4"), ("", "P9")]
+
+
 async def test_no_acknowledgement_while_nothing_can_be_committed(
     bedside: Bedside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
