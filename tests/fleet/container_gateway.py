@@ -94,7 +94,7 @@ class Gateway:
 
     def fresh(self, text: str = HEAD) -> None:
         """Everything stopped, no recorded edges, this configuration, everything started."""
-        self.run("systemctl stop bedside-edge.target edge-agent cloud-sync edge-agent-last-gasp")
+        self.run("systemctl stop bedside-edge.target edge-agent cloud-sync; systemctl stop edge-agent-last-gasp")
         self.run("systemctl reset-failed", check=False)
         self.configure(text)
         self.run(f"rm -f {EDGES}; systemctl start bedside-edge.target edge-agent")
