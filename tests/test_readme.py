@@ -27,7 +27,7 @@ from edge_agent.parts import Parts
 
 ROOT = Path(__file__).parent.parent
 STEP = re.compile(r"^\| \d+ \| `([^`:]+):([^`]+)` \|", re.MULTILINE)
-MENTION = re.compile(r"`([a-z_]+/[a-z0-9_/]+\.py):([^`]+)`")
+MENTION = re.compile(r"`([a-z_]+/[a-z0-9_/]+\.py):([^`:][^`]*)`")
 DEADLINE_S = 30.0
 
 
