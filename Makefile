@@ -69,9 +69,9 @@ test-training: .venv-training/.ready
 	$(FLEET)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fleet.lock
 	@touch $@
 
-# machines that boot, in containers and emulated: as root, about 25 minutes; what they boot is cached in ~/.cache/bedside-edge
+# machines that boot, in containers and emulated: as root; what they boot is cached in ~/.cache/bedside-edge
 test-fleet: setup .venv-fleet/.ready
-	$(BIN)/pytest tests/fleet --timeout 1800 --junitxml=.cache/fleet.xml
+	$(BIN)/pytest tests/fleet -n 2 --dist loadgroup --timeout 1800 --durations 15 --junitxml=.cache/fleet.xml
 
 # what a gateway is made of: bill of materials in dist/, docs/licences.md, docs/soup.md; fails on a licence that is not allowed
 sbom: setup .venv-fleet/.ready

@@ -29,6 +29,7 @@ _MAGIC = r"\x7fELF\x02\x01\x01" + r"\x00" * 9 + r"\x02\x00\xb7\x00"
 _MASK = r"\xff" * 7 + r"\x00" + r"\xff" * 8 + r"\xfe\xff\xff\xff"
 
 
+@image.one_at_a_time
 def wheels(python: str) -> Path:
     """Folder with the wheels of requirements.lock for arm64 and a Python version like 3.13, hashes checked by pip.
 

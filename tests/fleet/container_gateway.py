@@ -136,6 +136,7 @@ def booted(folder: Path) -> Iterator[Gateway]:
         yield install(machine)
 
 
+@image.one_at_a_time
 def project_wheel() -> Path:
     """The project's wheel, built from this tree; kept until the tree changes."""
     files = sorted(path for part in _PARTS for path in _files(image.REPOSITORY / part))

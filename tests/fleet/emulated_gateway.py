@@ -152,6 +152,7 @@ def make_key(machine: Emulated) -> None:
     )
 
 
+@image.one_at_a_time
 def environment() -> Path:
     """Folder with /opt as a gateway has it, without the project's own wheel; and the virtual wearable's packages."""
     wheels, lock = image.wheels(), _lock_of(_WEARABLE_PACKAGES)

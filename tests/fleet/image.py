@@ -7,6 +7,8 @@ one. The names carry a hash of what went in: a changed list of packages or a cha
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -15,7 +17,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec
 
+_Given = ParamSpec("_Given")
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bedside-edge" / "fleet"
 SUITE = "bookworm"
@@ -46,6 +50,20 @@ def digest(*parts: str | bytes) -> str:
     ]
 
 
+def one_at_a_time(build: Callable[_Given, Path]) -> Callable[_Given, Path]:
+    """The same function, waiting while another test process is in it: what both want is built once."""
+
+    @functools.wraps(build)
+    def alone(*given: _Given.args, **named: _Given.kwargs) -> Path:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with (CACHE / f".{build.__module__}.{build.__qualname__}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return build(*given, **named)
+
+    return alone
+
+
+@one_at_a_time
 def root() -> Path:
     """Folder with the Debian root that containers overlay and the emulated machine's disk is made from."""
     target = CACHE / f"{SUITE}-{digest(*PACKAGES)}"
@@ -63,6 +81,7 @@ def root() -> Path:
     return target
 
 
+@one_at_a_time
 def wheels() -> Path:
     """Folder with the wheels of requirements.lock for this machine's Python version, hashes checked by pip."""
     lock = (REPOSITORY / "requirements.lock").read_bytes()
@@ -81,6 +100,7 @@ def wheels() -> Path:
     return target
 
 
+@one_at_a_time
 def bundle(version: str, change: Callable[[Path], None] | None = None, name: str = "") -> Path:
     """A signed release bundle of this tree under that version; `.sig`, installer.pyz and release.pub lie beside it.
 
@@ -97,7 +117,11 @@ def bundle(version: str, change: Callable[[Path], None] | None = None, name: str
         partial.rename(key)
     found = (REPOSITORY / part for part in (*PARTS, *FILES))
     files = sorted(path for part in found for path in ([part] if part.is_file() else part.rglob("*")) if path.is_file())
-    content = [f"{path}".encode() + path.read_bytes() for path in files if "__pycache__" not in path.parts]
+    content = [
+        f"{path.relative_to(REPOSITORY)}".encode() + path.read_bytes()
+        for path in files
+        if "__pycache__" not in path.parts
+    ]
     target = CACHE / f"bundle-{version}{name}-{digest(key.read_bytes(), *content)}"
     if not target.exists():
         for old in sorted(CACHE.glob("bundle-*"), key=lambda path: path.stat().st_mtime)[:-7]:

@@ -30,6 +30,7 @@ def release(root: Path) -> str:
     return next(path.name for path in sorted((root / "lib" / "modules").iterdir()))
 
 
+@image.one_at_a_time
 def gpio_sim(root: Path) -> Path:
     """The module file for the kernel of this root. Raises: RuntimeError that says which step failed."""
     kernel = release(root)

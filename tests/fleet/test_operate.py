@@ -166,6 +166,11 @@ def promtool() -> str:
     installed = shutil.which("promtool")
     if installed:
         return installed
+    return str(_promtool() / "usr/bin/promtool")
+
+
+@image.one_at_a_time
+def _promtool() -> Path:
     target = image.CACHE / "promtool"
     if not target.exists():
         partial = target.with_suffix(".partial")
@@ -178,7 +183,7 @@ def promtool() -> str:
         subprocess.run(["dpkg", "-x", str(package), str(partial)], check=True)
         package.unlink()
         partial.rename(target)
-    return str(target / "usr/bin/promtool")
+    return target
 
 
 def test_prometheus_takes_the_numbers_and_the_rules(gateway: Gateway) -> None:
