@@ -28,6 +28,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[emulated_gate
 _LONGEST_FIRST = ("test_vm_", "test_role", "test_upgrade", "test_units")  # so that both runs end at about the same time
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups become part of the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name the groups that --dist loadgroup keeps in one process, and begin with what takes longest."""
 
