@@ -71,7 +71,7 @@ test-training: .venv-training/.ready
 
 # machines that boot, in containers and emulated: as root; what they boot is cached in ~/.cache/bedside-edge
 test-fleet: setup .venv-fleet/.ready
-	$(BIN)/pytest tests/fleet -n 2 --dist loadgroup --timeout 1800 --durations 15 --junitxml=.cache/fleet.xml
+	$(BIN)/pytest tests/fleet -n 2 --dist loadscope --no-loadscope-reorder --timeout 1800 --durations 15 --junitxml=.cache/fleet.xml
 
 # what a gateway is made of: bill of materials in dist/, docs/licences.md, docs/soup.md; fails on a licence that is not allowed
 sbom: setup .venv-fleet/.ready

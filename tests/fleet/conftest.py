@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.fleet import emulated_gateway, vm
 
@@ -28,15 +30,22 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[emulated_gate
 _LONGEST_FIRST = ("test_vm_", "test_role", "test_upgrade", "test_units")  # so that both runs end at about the same time
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups become part of the names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the groups that --dist loadgroup keeps in one process, and begin with what takes longest."""
+    """Begin with what takes longest."""
 
     def turn(item: pytest.Item) -> int:
         found = (place for place, name in enumerate(_LONGEST_FIRST) if item.path.name.startswith(name))
         return next(found, len(_LONGEST_FIRST))
 
     items.sort(key=turn)  # stable: the tests of a file stay in their order
-    for item in items:
-        group = "emulated" if item.path.name.startswith("test_vm_") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Deals out whole files, and all that want the emulated machine as if they were one."""
+    return _Beds(config, log)
+
+
+class _Beds(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "emulated" if "/test_vm_" in file else file

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +38,6 @@ path = "{EDGES}"
 bootstrap = "127.0.0.1:1"
 security = "plaintext"
 """
-_PARTS = ("edge_agent", "drivers", "cloud_sync", "models_tflite", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
 class Gateway:
@@ -108,7 +103,7 @@ def install(machine: Machine) -> Gateway:
     root = machine.path("/")
     release = root / emulated_gateway.RELEASE
     shutil.copytree(emulated_gateway.UNITS, release / "systemd")
-    wheel = project_wheel()
+    wheel = image.project_wheel()
     shutil.copy2(wheel, root / "var/tmp")
     venv = f"/{emulated_gateway.RELEASE}/.venv"
     machine.run(f"{venv}/bin/pip install -q --no-index --no-deps /var/tmp/{wheel.name} && {venv}/bin/python -m"
@@ -134,38 +129,3 @@ def booted(folder: Path) -> Iterator[Gateway]:
     """A container that has the product on it."""
     with Machine(folder, over=(emulated_gateway.environment(),)) as machine:
         yield install(machine)
-
-
-@image.one_at_a_time
-def project_wheel() -> Path:
-    """The project's wheel, built from this tree; kept until the tree changes."""
-    files = sorted(path for part in _PARTS for path in _files(image.REPOSITORY / part))
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(image.REPOSITORY)}\0".encode() + path.read_bytes())
-    target = image.CACHE / f"project-{digest.hexdigest()[:12]}"
-    if not target.exists():
-        for old in sorted(image.CACHE.glob("project-*"), key=lambda path: path.stat().st_mtime)[:-3]:
-            shutil.rmtree(old, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=image.CACHE) as name:  # by itself: setuptools leaves a folder `build`
-            source, out = Path(name) / "source", Path(name) / "out"
-            for path in files:
-                copy = source / path.relative_to(image.REPOSITORY)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, copy)
-            command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
-                       "--no-build-isolation", "-w", str(out), str(source)]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if done.returncode:
-                raise RuntimeError(f"the project's wheel cannot be built:\n{done.stdout}{done.stderr}")
-            out.rename(target)
-    return next(target.glob("*.whl"))
-
-
-def _files(part: Path) -> Iterator[Path]:
-    if part.is_file():
-        yield part
-        return
-    for path in part.rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            yield path

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +114,10 @@ class Gateway:
 def prepare(root: Path) -> None:
     """Puts the product on the disk as the installer would: release, links, users, units, rules and a key."""
     shutil.copytree(environment() / "opt", root / "opt", symlinks=True, dirs_exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root / "tmp") as folder:
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        _call(*build, "--no-build-isolation", "-w", folder, str(image.REPOSITORY))
-        wheel = next(Path(folder).glob("*.whl"))
-        pip = f"/{RELEASE}/.venv/bin/pip"
-        _call("chroot", str(root), pip, "install", "-q", "--no-index", "--no-deps", f"/{wheel.relative_to(root)}")
+    wheel = Path(shutil.copy2(image.project_wheel(), root / "var" / "tmp"))
+    pip = f"/{RELEASE}/.venv/bin/pip"
+    _call("chroot", str(root), pip, "install", "-q", "--no-index", "--no-deps", f"/{wheel.relative_to(root)}")
+    wheel.unlink()
     (root / "opt/bedside-edge/current").symlink_to(f"releases/{__version__}")
     for folder, target in (
         (".", "systemd/system"), ("udev", "udev/rules.d"), ("sysusers.d",) * 2, ("tmpfiles.d",) * 2,

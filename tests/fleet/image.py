@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec
 
@@ -28,6 +28,7 @@ PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "udev", "kmod", "openssh-server", "iproute2", "ca-certificates", "sudo",
     "openssl", "python3", "python3-venv", "libasound2", "bluez", "gpiod", "usbutils", "linux-image-amd64",
 )  # fmt: skip
+PROJECT = ("edge_agent", "drivers", "cloud_sync", "models_tflite", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 TOOLS = {  # program: Debian package
     "mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "ssh": "openssh-client", "ip": "iproute2",
     "mkfs.ext4": "e2fsprogs", "openssl": "openssl",
@@ -140,3 +141,38 @@ def bundle(version: str, change: Callable[[Path], None] | None = None, name: str
             partial.rename(target)
     os.utime(target)  # used last, removed last
     return target / f"bedside-edge-{version}.tar"
+
+
+@one_at_a_time
+def project_wheel() -> Path:
+    """The project's wheel, built from this tree; kept until the tree changes."""
+    files = sorted(path for part in PROJECT for path in _files(REPOSITORY / part))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes())
+    target = CACHE / f"project-{digest.hexdigest()[:12]}"
+    if not target.exists():
+        for old in sorted(CACHE.glob("project-*"), key=lambda path: path.stat().st_mtime)[:-3]:
+            shutil.rmtree(old, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as name:  # by itself: setuptools leaves a folder `build`
+            source, out = Path(name) / "source", Path(name) / "out"
+            for path in files:
+                copy = source / path.relative_to(REPOSITORY)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
+            command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
+                       "--no-build-isolation", "-w", str(out), str(source)]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise RuntimeError(f"the project's wheel cannot be built:\n{done.stdout}{done.stderr}")
+            out.rename(target)
+    return next(target.glob("*.whl"))
+
+
+def _files(part: Path) -> Iterator[Path]:
+    if part.is_file():
+        yield part
+        return
+    for path in part.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path

@@ -15,7 +15,7 @@ import pytest
 from supply.licences import parts
 from supply.lock import canonical, pins
 from tests.fleet import arm64, image
-from tests.fleet.test_size import LIMIT_MB, disk_bytes, project_wheel
+from tests.fleet.test_size import LIMIT_MB, disk_bytes
 
 AGENT = "/opt/bedside/.venv/bin/edge-agent"
 PYTHON = "/opt/bedside/.venv/bin/python"
@@ -95,7 +95,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[arm64.Root]:
     with arm64.emulated(), arm64.Root(folder) as root:
         release = root.path / "opt" / "bedside"
         shutil.copytree(wheels, release / "wheels")
-        wheel = project_wheel(folder)
+        wheel = image.project_wheel()
         shutil.copy(wheel, release)
         shutil.copy(image.REPOSITORY / "requirements.lock", release)
         shutil.copytree(image.REPOSITORY / "edge_agent", root.path / "srv" / "edge_agent")

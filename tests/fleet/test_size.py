@@ -19,24 +19,6 @@ LIMIT_MB = 250
 CURRENT_PYTHON = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def project_wheel(folder: Path) -> Path:
-    """The project's wheel, built in `folder` from a copy of the tree."""
-    source = folder / "source"
-    names = ("edge_agent", "drivers", "cloud_sync", "models_tflite")
-    for name in names:
-        shutil.copytree(
-            image.REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
-        )
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        shutil.copy(image.REPOSITORY / name, source / name)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
-         "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(source)], check=True, timeout=300,
-    )  # fmt: skip
-    (wheel,) = folder.glob("bedside_edge-*.whl")
-    return wheel
-
-
 def disk_bytes(folder: Path) -> int:
     """Bytes that the files of a folder take on the disk, as `du` counts them."""
     seen = {(at.st_dev, at.st_ino): at.st_blocks * 512 for at in (path.lstat() for path in folder.rglob("*"))}
@@ -46,7 +28,7 @@ def disk_bytes(folder: Path) -> int:
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release")
-    wheel = project_wheel(folder)
+    wheel = Path(shutil.copy2(image.project_wheel(), folder))
     (folder / "wheels").symlink_to(image.wheels())
     shutil.copy(image.REPOSITORY / "requirements.lock", folder)
     environment(folder, folder, wheel.name, Python(str(CURRENT_PYTHON)))
