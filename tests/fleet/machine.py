@@ -63,9 +63,10 @@ class Machine:
         """Boots, or boots again after `kill`, with what the disk holds by then."""
         environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
         log = (self.folder / "console.log").open("ab")
+        into_group = ["sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(self._own_group())]
         self._process = subprocess.Popen(
-            ["systemd-nspawn", "--register=no", "--keep-unit", "--boot", f"--directory={self._root}", "--network-veth",
-             f"--machine={self.name}", "--console=pipe", "--quiet", "--kill-signal=SIGRTMIN+4"],
+            [*into_group, "systemd-nspawn", "--register=no", "--keep-unit", "--boot", f"--directory={self._root}",
+             "--network-veth", f"--machine={self.name}", "--console=pipe", "--quiet", "--kill-signal=SIGRTMIN+4"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
         )  # fmt: skip
         log.close()
@@ -125,6 +126,7 @@ class Machine:
     def close(self) -> None:
         """Shuts the machine down and takes its mount and network device away."""
         self._end(signal.SIGTERM)
+        self._leave_group()
         subprocess.run(["umount", "--lazy", str(self._root)], check=False, capture_output=True)
         if self._lock is not None:
             self._lock.rmdir()
@@ -148,6 +150,30 @@ class Machine:
                     os.kill(child, signal.SIGKILL)
             process.kill()
             process.wait(10)
+
+    def _own_group(self) -> Path:
+        """A control group of the machine's own: two that share one would end each other's services."""
+        tree = self.folder / "cgroup"
+        tree.mkdir(exist_ok=True)
+        if not tree.is_mount():
+            subprocess.run(["mount", "-t", "cgroup2", "none", str(tree)], check=True)
+        group = tree / self.name
+        group.mkdir(exist_ok=True)
+        return group
+
+    def _leave_group(self) -> None:
+        tree = self.folder / "cgroup"
+        if not tree.is_mount():
+            return
+        for group in sorted((tree / self.name).rglob("*"), reverse=True):  # the innermost first
+            if group.is_dir():
+                with contextlib.suppress(
+                    OSError
+                ):  # a process that is just ending holds it; it is empty and does no harm
+                    group.rmdir()
+        with contextlib.suppress(OSError):
+            (tree / self.name).rmdir()
+        subprocess.run(["umount", "--lazy", str(tree)], check=False, capture_output=True)
 
     def _prepare(self) -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)], check=True)
