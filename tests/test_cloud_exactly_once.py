@@ -133,14 +133,13 @@ def test_the_older_of_two_with_one_identity_stops_and_says_so(
     shutil.copytree(site.data_dir, copy.data_dir, ignore=shutil.ignore_patterns("lock"))
     shutil.copy(site.key, copy.key)
     newer = copy.run()
-    until(lambda: copy.status().get("pid") == newer.pid and copy.status()["state"] == "connected")
-    site.store([*batches(1_000, 1_500), [alarm(1)]])
+    copy.store([*batches(2_000, 3_000), [alarm(2)]])
+    until(lambda: copy.status().get("pid") == newer.pid and copy.status()["forwarded"] == {"alerts": 1, "data": 1_000})
+    site.store([*batches(1_000, 1_500), [alarm(1)]])  # both identities are the newer's by now
     until(lambda: site.status()["streams"]["alerts"]["state"] == "fatal" and site.status()["state"] == "fatal")
     assert "fenced" in site.status()["streams"]["alerts"]["detail"]
     assert "gateway id of its own" in site.command("status").stdout
     until(lambda: site.status()["streams"]["data"]["state"] == "fatal")
-    copy.store([*batches(2_000, 3_000)])
-    until(lambda: copy.status()["forwarded"]["data"] == 1_000, deadline_s=30)
     until(lambda: site.log().count("state=fatal") >= 2)
     assert site.status()["forwarded"]["data"] == 1_000, "the older has sent nothing more"
     assert copy.status()["state"] == "connected", "the newer was not thrown out in return"
