@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import signal
 import socket
 import sqlite3
 import sys
@@ -94,20 +95,14 @@ def trace() -> None:
     """Attaches to a process that stands still, as a debugger does."""
     child = os.fork()
     if child == 0:
-        with contextlib.suppress(BaseException):
-            signal_forever()
-        os._exit(0)
+        while True:
+            signal.pause()
     try:
         call("ptrace", 16, child, 0, 0)  # PTRACE_ATTACH
         os.waitpid(child, 0)
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
-
-
-def signal_forever() -> None:
-    while True:
-        os.read(0, 1) or os._exit(0)
 
 
 def set_user_bit() -> None:
