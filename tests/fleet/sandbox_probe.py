@@ -208,6 +208,8 @@ PROBES: dict[str, Callable[[], object]] = {
 
 def main() -> int:
     """One JSON object: `worked`, `refused` with the reason, `mounts` and what the kernel says of this process."""
+    if not Path("/run/systemd/container").exists():
+        sys.exit("the probes mount, and write where nobody should: in a container of the tests only")
     worked, refused = [], {}
     for name, attempt in PROBES.items():
         try:
